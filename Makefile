@@ -1,0 +1,29 @@
+# `make quickstart` and `make test` work in a fresh clone; VENV=dir picks another environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+KEY := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: quickstart test check install
+
+quickstart: install
+	$(BIN)/nas quickstart --out results/quickstart
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The packages are installed once for a pyproject.toml and constraints.txt; the editable project itself, which is quick,
+# every time, because the environment may be shared by several clones.
+install: $(KEY)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+
+$(KEY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(KEY)

@@ -1,0 +1,62 @@
+"""`nas`: the commands, and how a failure becomes one line and an exit code."""
+
+import errno
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from nas.cli.describe import describe
+from nas.cli.evaluate import evaluate
+from nas.cli.export import export
+from nas.cli.measure import measure
+from nas.cli.quickstart import quickstart
+from nas.cli.report import report
+from nas.cli.retrain import retrain
+from nas.cli.search import search
+from nas.cli.train import train
+from nas.cli.validate import validate
+from nas.errors import BudgetError
+from search_spaces.errors import InputError
+
+__all__ = ["main"]
+
+BAD_INPUT, BUDGET, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="nas",
+    help="Search and compress vision transformers under measured per-device latency.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (quickstart, measure, validate, describe, train, search, retrain, evaluate, export, report):
+    app.command()(command)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"nas: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    _fail("interrupted; the same command with --resume goes on", INTERRUPTED)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 bad input, 3 the budget cannot be met, 130 interrupted."""
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), BAD_INPUT)
+    except BudgetError as error:
+        _fail(str(error), BUDGET)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _fail(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; free the space and add --resume", BAD_INPUT
+        )

@@ -1,0 +1,40 @@
+"""`nas measure`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import Json, Out, Resume, Seed, show
+
+__all__ = ["measure"]
+
+
+def measure(
+    space: Annotated[str, typer.Option("--space", help="The space whose rows to measure.")],
+    target: Annotated[
+        str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")
+    ] = "cpu-ort-fp32-b1-t1",
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the data the networks are for.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited.")] = 20,
+    out: Out = Path("latency_tables"),
+    seed: Seed = 0,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Build the latency table of a space on this machine."""
+    from nas.measure import measure_table
+    from nas.target import Target
+    from nas.train.supernet import space_named
+
+    started = time.monotonic()
+    wanted = Target.parse(target)
+    table = measure_table(space_named(space, classes), wanted, out, rounds=rounds, seed=seed, resume=resume)
+    found = {
+        "table": f"{table.path}.json",
+        "rows": len(table.rows),
+        "seconds": time.monotonic() - started,
+        "quality": table.verdict,
+    }
+    show(found, json)

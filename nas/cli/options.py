@@ -1,0 +1,65 @@
+"""Options that several commands share, and how results are printed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.errors import InputError
+
+__all__ = ["DataName", "Foreign", "Json", "Out", "Resume", "Seed", "TablePath", "TargetName", "budgets", "show"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in --out.")]
+DataName = Annotated[str, typer.Option("--data", help="digits64, contours or imagefolder:PATH.")]
+TargetName = Annotated[
+    str | None, typer.Option("--target", help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1.")
+]
+TablePath = Annotated[
+    Path | None, typer.Option("--table", help="Latency table (.csv or .json) that `nas measure` wrote.")
+]
+Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table that another machine measured.")]
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: one JSON object, or a line for each field."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    for name, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            _show_rows(name, value)
+        else:
+            print(f"{name}: {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=name)
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 200).print(table)
+
+
+def budgets(text: str) -> tuple[float, ...]:
+    """Milliseconds from `A[,B...]`.
+
+    Raises:
+        InputError: not numbers, or not positive and finite.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--budget-ms takes milliseconds such as 1.5 or 1,1.5,2, got {text!r}") from error
+    if not all(0 < value < float("inf") for value in values):
+        raise InputError(f"--budget-ms must be positive and finite, got {text!r}")
+    return values

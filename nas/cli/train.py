@@ -1,0 +1,31 @@
+"""`nas train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import DataName, Json, Out, Resume, Seed, show
+
+__all__ = ["train"]
+
+
+def train(
+    space: Annotated[str, typer.Option("--space", help="The space whose supernet to train.")],
+    data: DataName,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 6,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
+    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 2e-3,
+    out: Out = Path("results/supernet"),
+    seed: Seed = 0,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Train a supernet with the sandwich rule and in-place distillation."""
+    from nas import data as datasets
+    from nas.train.loop import Recipe
+    from nas.train.supernet import space_named, train_supernet
+
+    images = datasets.load(data)
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    show(train_supernet(space_named(space, images.classes), images, recipe, out, resume=resume), json)

@@ -1,0 +1,158 @@
+"""From visits to one time a network: which visits count, the clock they ran at, and the steadiest statistic.
+
+Two things move a time. The clock drifts, slowly and for all networks alike: runs are divided by it. And a neighbour on
+the same core or cache sets in from one moment to the next and slows some networks by 25%, others by 65% (measured on a
+shared server), so that no division helps: visits beside a slow reference are left out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.visits import REFERENCE, Protocol, Visit
+
+__all__ = ["STATISTICS", "Kept", "Times", "lacking", "settle"]
+
+STATISTICS: dict[str, float] = {"median": 0.5, "p20": 0.2, "p05": 0.05}  # name -> quantile over a network's runs
+
+FLOOR = 0.05  # quantile of the reference visits that is the undisturbed reference
+LOCAL = 0.1  # the same for the clock of the moment, where fewer visits tell it
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A visit with the clock and the disturbance of its moment."""
+
+    visit: Visit
+    drift: float  # the clock of the moment: 1.02 is 2% slower than usual
+    disturbance: float  # how far the slower of the references beside it stood above the reference's floor
+
+    @property
+    def runs(self) -> NDArray[np.float64]:
+        """Milliseconds of each run at the usual clock."""
+        return np.asarray(self.visit.runs) / self.drift
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a measurement amounts to; milliseconds at the usual clock of an undisturbed machine."""
+
+    statistic: str
+    ms: Mapping[str, float]  # by network
+    reference_ms: float
+    noise: Mapping[str, float]  # split-half, by network: |a - b| / mean(a, b), a over every other visit, b the rest
+    noise_floor: float  # mean of `noise`
+    drift: float  # slowest clock over fastest among the kept visits, less 1
+    disturbed: float  # share of the visits that were disturbed
+    poor: tuple[str, ...]  # networks with fewer undisturbed visits than they need
+    kept: Mapping[str, tuple[Kept, ...]]  # by network, in order of time
+    every: tuple[Kept, ...]  # all visits but the reference's, disturbed or not
+
+    def visit_ms(self, kept: Kept) -> float:
+        """The statistic over one visit."""
+        return float(np.quantile(kept.runs, STATISTICS[self.statistic]))
+
+
+def _rolling(levels: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Low quantile of the levels within `window` of each."""
+    return np.array([np.quantile(levels[max(0, i - window) : i + window + 1], LOCAL) for i in range(len(levels))])
+
+
+def _judge(visits: Sequence[Visit], protocol: Protocol, known: float | None) -> list[Kept]:
+    """Every visit, the reference's included, with drift and disturbance told by the reference visits beside it."""
+    beats = [visit for visit in visits if visit.network == REFERENCE]
+    everything = np.array([np.median(beat.runs) for beat in beats])
+    floor, usual = np.quantile(everything, FLOOR), np.quantile(everything, LOCAL)
+    floor = floor if known is None else min(floor, known)
+    judged: list[Kept] = []
+    for segment in sorted({beat.segment for beat in beats}):
+        level = everything[[beat.segment == segment for beat in beats]]
+        members = sorted((v for v in visits if v.segment == segment), key=lambda v: v.order)
+        orders = np.array([v.order for v in members if v.network == REFERENCE])
+        clock = _rolling(level, protocol.window) / usual
+        for visit in members:
+            before = max(0, int(np.searchsorted(orders, visit.order, side="right")) - 1)
+            after = before if visit.network == REFERENCE else min(before + 1, len(level) - 1)
+            disturbance = max(level[before], level[after]) / floor - 1
+            judged.append(Kept(visit, float(np.interp(visit.order, orders, clock)), float(disturbance)))
+    return judged
+
+
+def _steady(judged: Iterable[Kept], protocol: Protocol) -> int:
+    """Number of undisturbed visits."""
+    return sum(kept.disturbance <= protocol.tolerance for kept in judged)
+
+
+def _select(judged: Sequence[Kept], rounds: int, protocol: Protocol) -> tuple[Kept, ...]:
+    """The undisturbed visits, made up to the number needed by the least disturbed of the others, in order of time."""
+    count = max(_steady(judged, protocol), protocol.enough(rounds))
+    chosen = sorted(judged, key=lambda kept: kept.disturbance)[:count]
+    return tuple(sorted(chosen, key=lambda kept: (kept.visit.segment, kept.visit.order)))
+
+
+def _by_network(judged: Iterable[Kept]) -> dict[str, list[Kept]]:
+    groups: dict[str, list[Kept]] = {}
+    for kept in judged:
+        groups.setdefault(kept.visit.network, []).append(kept)
+    return groups
+
+
+def _quantile(kept: Sequence[Kept], quantile: float) -> float:
+    return float(np.quantile(np.concatenate([one.runs for one in kept]), quantile))
+
+
+def _split_half(kept: Sequence[Kept], quantile: float) -> float:
+    """Relative difference of the statistic between every other visit and the rest; 0 for a single visit."""
+    if len(kept) < 2:
+        return 0.0
+    first, second = _quantile(kept[::2], quantile), _quantile(kept[1::2], quantile)
+    return 2 * abs(first - second) / (first + second)
+
+
+def lacking(
+    visits: Sequence[Visit], names: Iterable[str], rounds: int, protocol: Protocol, floor: float | None = None
+) -> list[str]:
+    """The networks that still need undisturbed visits; `floor` as for `settle`."""
+    judged = _by_network(_judge(visits, protocol, floor))
+    return sorted(name for name in names if _steady(judged.get(name, ()), protocol) < protocol.enough(rounds))
+
+
+def settle(
+    visits: Sequence[Visit],
+    rounds: int,
+    protocol: Protocol,
+    statistic: str | None = None,
+    floor: float | None = None,
+) -> Times:
+    """One time a network.
+
+    Args:
+        visits: all that were made, those of the reference included.
+        rounds: how many each network should have had.
+        protocol: the figures to go by.
+        statistic: a key of `STATISTICS`; without it, the one with the least split-half noise.
+        floor: milliseconds of the reference on an undisturbed machine, where known from another day.
+    """
+    judged = _judge(visits, protocol, floor)
+    groups = _by_network(judged)
+    kept = {name: _select(group, rounds, protocol) for name, group in groups.items()}
+    networks = sorted(name for name in kept if name != REFERENCE)
+    names = [statistic] if statistic else list(STATISTICS)
+    noises = {name: {network: _split_half(kept[network], STATISTICS[name]) for network in networks} for name in names}
+    chosen = min(names, key=lambda name: float(np.mean(list(noises[name].values()))))
+    clocks = [one.drift for network in networks for one in kept[network]]
+    every = tuple(one for one in judged if one.visit.network != REFERENCE)
+    return Times(
+        statistic=chosen,
+        ms={network: _quantile(kept[network], STATISTICS[chosen]) for network in networks},
+        reference_ms=_quantile(kept[REFERENCE], STATISTICS[chosen]),
+        noise=noises[chosen],
+        noise_floor=float(np.mean(list(noises[chosen].values()))),
+        drift=max(clocks) / min(clocks) - 1,
+        poor=tuple(network for network in networks if _steady(groups[network], protocol) < protocol.enough(rounds)),
+        disturbed=float(np.mean([one.disturbance > protocol.tolerance for one in every])),
+        kept={network: kept[network] for network in networks},
+        every=every,
+    )

@@ -1,0 +1,89 @@
+"""Parameters and multiply-accumulates of a network: in closed form, and as two public counters see them.
+
+The counters run the built network, so that neither shares a mistake with the closed form. All three count
+convolutions, linear layers and matmuls, and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # naming costs must not wait for torch
+    from torch import Tensor, nn
+
+    from search_spaces.arch import Arch
+
+__all__ = ["macs", "macs_fvcore", "macs_thop", "params"]
+
+NORMS_AND_POOLS = "batch_norm layer_norm group_norm instance_norm adaptive_avg_pool2d"  # fvcore would count these
+ZERO_OPS = "add sub rsub mul div abs mean gelu softmax sigmoid avg_pool2d max_pool2d"  # and leaves these out, rightly
+
+
+def macs(arch: Arch) -> int:
+    """Multiply-accumulates of convolutions, linear layers and matmuls for one image; all else counts zero."""
+    return sum(spec.macs(state) for spec, state in arch.steps())
+
+
+def params(arch: Arch) -> int:
+    """Number of learned values."""
+    return sum(spec.params(state) for spec, state in arch.steps())
+
+
+def macs_fvcore(arch: Arch) -> int:
+    """Multiply-accumulates for one image as fvcore counts them, norms and pooling left out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.*")  # fvcore's import
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(arch.build().eval(), arch.example())
+        analysis.set_op_handle(**{f"aten::{name}": None for name in NORMS_AND_POOLS.split()})
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        total = analysis.total()
+    unknown = analysis.unsupported_ops().keys() - {f"aten::{name}" for name in ZERO_OPS.split()}
+    assert not unknown, f"fvcore has no rule for {sorted(unknown)}: add one, or name them in ZERO_OPS"
+    return int(total)
+
+
+def macs_thop(arch: Arch) -> int:
+    """Multiply-accumulates for one image as thop counts them, with rules for the matmuls inside our modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*distutils.*")  # thop's import
+        from thop import profile
+    import torch
+
+    network = arch.build().eval()
+    rules = _thop_rules()
+    counted = (*rules, torch.nn.Conv2d, torch.nn.Linear)
+    leaves = [part for part in network.modules() if not list(part.children())]
+    unknown = {type(part).__name__ for part in leaves if not isinstance(part, counted)}
+    assert not unknown, f"thop has no rule for {sorted(unknown)}: add one to _thop_rules"
+    with torch.no_grad():
+        # On a copy, since thop leaves buffers behind.
+        total, _ = profile(copy.deepcopy(network), (arch.example(),), custom_ops=rules, verbose=False)
+    return int(total)
+
+
+def _thop_rules() -> dict[type[nn.Module], Any]:
+    """Forward hooks by module type: attention's matmuls, and zero for all that is not counted."""
+    from torch import nn
+
+    from search_spaces.blocks.mb3d import Attention
+    from search_spaces.blocks.residual import LayerScale
+
+    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity, LayerScale)
+    return {Attention: _count_attention, **dict.fromkeys(zeros, _count_nothing)}
+
+
+def _count_nothing(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    pass
+
+
+def _count_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Both matmuls, and the projections, which thop does not look for below a module with a rule of its own."""
+    batch, count, _ = inputs[0].shape
+    module.total_ops += batch * module.heads * count * count * (module.key_dim + module.value_dim)
+    for projection in module.children():
+        module.total_ops += projection.total_ops

@@ -1,0 +1,58 @@
+"""What a network is made of and what it costs, as one JSON-ready value."""
+
+from typing import Any
+
+from nas.cost import macs, macs_fvcore, macs_thop, params
+from nas.latency import LatencyTable
+from search_spaces.arch import Arch
+from search_spaces.states import Map, State, Tokens
+
+__all__ = ["describe"]
+
+
+def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
+    """Costs of the whole and of each block.
+
+    Args:
+        arch: the network.
+        table: what prices it; without one, every `ms` is None.
+
+    Returns:
+        `id`, `params`, `macs`, `macs_fvcore`, `macs_thop`, `predicted_ms` with its band `low` and `high`, and `blocks`:
+        for each its `index`, `kind`, `output` shape without the batch, `params`, `macs` and `ms`.
+
+    Raises:
+        MissingLatency: the table lacks rows of the network.
+    """
+    terms = table.terms(arch) if table else (None,) * len(arch.blocks)
+    price = table.predict(arch) if table else None
+    blocks = [
+        {
+            "index": index,
+            "kind": spec.kind,
+            "output": _shape(spec.output(state)),
+            "params": spec.params(state),
+            "macs": spec.macs(state),
+            "ms": ms,
+        }
+        for index, ((spec, state), ms) in enumerate(zip(arch.steps(), terms, strict=True))
+    ]
+    return {
+        "id": arch.id,
+        "params": params(arch),
+        "macs": macs(arch),
+        "macs_fvcore": macs_fvcore(arch),
+        "macs_thop": macs_thop(arch),
+        "predicted_ms": price.ms if price else None,
+        "low": price.low if price else None,
+        "high": price.high if price else None,
+        "blocks": blocks,
+    }
+
+
+def _shape(state: State) -> list[int]:
+    if isinstance(state, Map):
+        return [state.channels, state.height, state.width]
+    if isinstance(state, Tokens):
+        return [state.count, state.channels]
+    return [state.classes]

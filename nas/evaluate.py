@@ -1,0 +1,41 @@
+"""Accuracy of a network on a split, and the batches that recalibrate BN."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas.data import Data, Split
+
+__all__ = ["accuracy", "calibration_batches", "correct"]
+
+BATCH = 250
+
+
+@torch.no_grad()
+def correct(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> NDArray[np.bool_]:
+    """(images,) whether the network's best class is the label, for the first `limit` images of a split in its fixed order."""
+    model.eval()
+    device = next(model.parameters()).device
+    hits = [
+        (model(images.to(device)).argmax(1).cpu() == labels)
+        for images, labels in data.loader(split, BATCH, limit=limit)
+    ]
+    return np.asarray(torch.cat(hits).numpy(), dtype=np.bool_)
+
+
+def accuracy(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> float:
+    """Share of images whose best class is the label, from 0 to 1."""
+    return float(correct(model, data, split, limit).mean())
+
+
+def calibration_batches(data: Data, seed: int, images: int = 1024) -> list[tuple[Tensor, Tensor]]:
+    """Training images drawn by `seed`, in batches, for BN statistics."""
+    count = min(images, data.size("train"))
+    size = min(256, count)
+    batches = []
+    for batch in data.loader("train", size, seed=seed):
+        batches.append((batch[0], batch[1]))
+        if len(batches) * size >= count:
+            break
+    return batches

@@ -1,0 +1,64 @@
+"""The deliverable: an ONNX file, checked in ONNX Runtime against the network it came from."""
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.files import atomic_write
+from nas.runtimes import RUNTIMES
+from nas.target import Target
+from search_spaces.errors import InputError
+
+__all__ = ["Checked", "check_onnx", "export_onnx"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How an exported file compares with its network on the same images."""
+
+    max_abs_diff: float  # of the logits
+    top1_agreement: float  # share of images with the same best class
+    images: int
+
+
+def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
+    """Write `network` in eval mode as ONNX for inputs of the shape of `example` (B, C, H, W); input `images`, output `logits`."""
+    network.eval()
+    chatter = io.StringIO()  # the exporter reports its steps on stdout, which belongs to results
+    verbosity = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(chatter):
+            program = torch.onnx.export(
+                network, (example,), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+            )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(verbosity)
+    assert program is not None
+    atomic_write(path, program.model_proto.SerializeToString())
+    return path
+
+
+@torch.no_grad()
+def check_onnx(path: Path, network: nn.Module, images: Tensor, target: Target) -> Checked:
+    """Run the file and the network on `images` (N, C, H, W), N a multiple of the target's batch.
+
+    Raises:
+        InputError: there are fewer images than one batch.
+    """
+    count = len(images) // target.batch * target.batch
+    if not count:
+        raise InputError(
+            f"checking an export for {target.name} takes at least {target.batch} images, got {len(images)}"
+        )
+    session = RUNTIMES[target.runtime].from_file(path, target)
+    wanted = network.eval()(images[:count]).numpy()
+    found = np.concatenate([session.run(batch.numpy()) for batch in torch.split(images[:count], target.batch)])
+    agreement = float((wanted.argmax(1) == found.argmax(1)).mean())
+    return Checked(float(np.abs(wanted - found).max()), agreement, count)

@@ -1,0 +1,163 @@
+"""The timing protocol: networks visited in turn, in random order, round after round, a reference network in between."""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol as Interface
+
+import numpy as np
+
+from nas.correction import lacking
+from nas.visits import PROTOCOL, REFERENCE, Protocol, Visit
+
+__all__ = ["Timed", "quiet", "time_interleaved"]
+
+STABLE = 0.97  # a run at least this long, relative to the one before, shows that the time has stopped falling
+RUN_DIGITS = 4  # of a run's milliseconds, a tenth of a microsecond: what the samples file keeps
+SETTLED = 0.03  # the reference has settled when three visits in a row lie this close
+SETTLING = 60  # visits of the reference to wait for that at most
+
+
+class Timed(Interface):
+    """What can be timed; see `nas.runtimes.Session`."""
+
+    def reopen(self) -> None:
+        """Load the network anew."""
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+    def time(self, repeats: int) -> list[float]:
+        """Milliseconds of each of `repeats` runs, back to back."""
+
+
+@contextmanager
+def quiet(threads: int | None) -> Iterator[None]:
+    """No garbage collection, and as many cores as the target has threads where the system allows; undone at the end."""
+    collecting = gc.isenabled()
+    pin = threads is not None and hasattr(os, "sched_setaffinity")
+    cores = os.sched_getaffinity(0) if pin else set()
+    gc.collect()
+    gc.disable()
+    try:
+        if pin and threads is not None:
+            os.sched_setaffinity(0, sorted(cores)[-threads:])  # the last ones: the first core serves most interrupts
+        yield
+    finally:
+        if pin:
+            os.sched_setaffinity(0, cores)
+        if collecting:
+            gc.enable()
+
+
+def _visit(session: Timed, protocol: Protocol) -> list[float]:
+    """Warm up until the time stops falling, then run for about `visit_ms`."""
+    last = session.time(1)[0]
+    for _ in range(protocol.warm_runs - 1):
+        before, last = last, session.time(1)[0]
+        if last > STABLE * before:
+            break
+    repeats = min(protocol.max_runs, max(protocol.min_runs, round(protocol.visit_ms / last)))
+    return session.time(repeats)
+
+
+def _settle(reference: Timed, protocol: Protocol) -> None:
+    """Run the reference until its time is stable, or for a bounded number of visits."""
+    levels: list[float] = []
+    for _ in range(SETTLING):
+        levels.append(float(np.median(_visit(reference, protocol))))
+        if len(levels) >= 3 and max(levels[-3:]) <= (1 + SETTLED) * min(levels[-3:]):
+            return
+
+
+class _Walk:
+    """One process's share of a measurement: makes the visits and hands each to `record`."""
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Timed],
+        reference: Timed,
+        protocol: Protocol,
+        record: Callable[[Visit], None],
+        done: Sequence[Visit],
+    ) -> None:
+        self.sessions, self.reference, self.protocol, self.record = sessions, reference, protocol, record
+        self.visits = list(done)
+        self.segment = 1 + max((visit.segment for visit in done), default=-1)
+        self.order = 0
+
+    def _note(self, number: int, name: str, session: Timed) -> None:
+        at = round(time.time(), 3)
+        runs = tuple(round(run, RUN_DIGITS) for run in _visit(session, self.protocol))
+        visit = Visit(self.segment, number, self.order, name, at, runs)
+        self.order += 1
+        self.visits.append(visit)
+        self.record(visit)
+
+    def round(self, number: int, names: Sequence[str]) -> None:
+        """Visit each of `names` once; each time in a freshly loaded session, as its place in memory matters."""
+        if not names:
+            return
+        if self.order == 0:
+            _settle(self.reference, self.protocol)
+        self.reference.reopen()
+        for position, name in enumerate(names):
+            if position % self.protocol.beat == 0:
+                self._note(number, REFERENCE, self.reference)
+            self.sessions[name].reopen()
+            self._note(number, name, self.sessions[name])
+            self.sessions[name].close()
+        self._note(number, REFERENCE, self.reference)
+
+
+def time_interleaved(
+    sessions: Mapping[str, Timed],
+    reference: Timed,
+    *,
+    rounds: int,
+    seed: int,
+    threads: int | None = None,
+    floor: float | None = None,
+    protocol: Protocol = PROTOCOL,
+    record: Callable[[Visit], None] = lambda visit: None,
+    done: Sequence[Visit] = (),
+) -> list[Visit]:
+    """Visit every network in every round; then those disturbed too often again, for a bounded number of rounds.
+
+    Args:
+        sessions: what to time, by name.
+        reference: a network of its own session, visited all along to tell the clock.
+        rounds: visits that each network gets at least.
+        seed: decides, with the round's number, the order of its visits.
+        threads: the target's threads; the process is pinned to as many cores meanwhile.
+        floor: milliseconds of the reference on an undisturbed machine, where known from another day.
+        protocol: the figures to go by.
+        record: called with each visit once it is made.
+        done: visits recorded before; no network is visited twice in one round.
+
+    Returns:
+        All visits, those of `done` first.
+    """
+    walk = _Walk(sessions, reference, protocol, record, done)
+    made = {(visit.round, visit.network) for visit in done}
+    names = sorted(sessions)
+
+    def left(number: int, wanted: Sequence[str]) -> list[str]:
+        order = np.random.default_rng([seed, number]).permutation(len(wanted))
+        return [wanted[i] for i in order if (number, wanted[i]) not in made]
+
+    started = time.monotonic()
+    with quiet(threads):
+        for number in range(rounds):
+            walk.round(number, left(number, names))
+        number = rounds
+        while number < protocol.last_round(rounds) or time.monotonic() - started < protocol.patience_s:
+            before = [visit for visit in walk.visits if visit.round < number]
+            poor = lacking(before, names, rounds, protocol, floor)
+            if not poor:
+                break
+            walk.round(number, left(number, poor))
+            number += 1
+    return walk.visits

@@ -1,0 +1,182 @@
+"""`LatencyTable`: what a network takes on a target, in milliseconds, from measured rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.table_file import Content, RowTime, read, stem_of
+from nas.target import Target, fingerprint, same_machine
+from search_spaces.errors import InputError
+
+if TYPE_CHECKING:  # loading and listing tables must not wait for torch
+    from search_spaces.arch import Arch
+    from search_spaces.blocks import BlockSpec, Row
+    from search_spaces.space import Space
+    from search_spaces.states import State
+
+__all__ = ["LatencyTable", "MissingLatency", "Prediction"]
+
+NAMED = 3  # missing rows that a message names before it counts
+
+
+class MissingLatency(InputError):
+    """The table lacks rows that a network needs."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Milliseconds of a network, and the band that nine of ten networks stay within."""
+
+    ms: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """The measured rows of a space on one target and machine."""
+
+    content: Content
+    path: Path  # of the two files, without suffix
+    _blocks: dict[tuple[BlockSpec, State], float | tuple[Row, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @staticmethod
+    def load(path: Path | str) -> LatencyTable:
+        """The table in `<path>.csv` and `<path>.json`; either file's path will do. Any machine's table loads.
+
+        Raises:
+            InputError: a file is missing, damaged or of a newer schema, or this version does not know the target.
+        """
+        table = LatencyTable(read(Path(path)), stem_of(Path(path)))
+        Target.parse(table.content.target)
+        return table
+
+    @property
+    def target(self) -> Target:
+        """Where the rows were measured."""
+        return Target.parse(self.content.target)
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that change with any row."""
+        return self.content.sha256[:12]
+
+    @property
+    def rows(self) -> Mapping[str, RowTime]:
+        """Times by row key."""
+        return self.content.rows
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Whether to trust the measurement, JSON-ready: noise_floor, drift, disturbed, rounds_redone, good, why."""
+        return asdict(self.content.verdict)
+
+    @property
+    def statistic(self) -> str:
+        """Which statistic the times are; whoever times against `reference_ms` takes the same."""
+        return self.content.statistic
+
+    @property
+    def reference_ms(self) -> float:
+        """Milliseconds of the reference network when the rows were measured."""
+        return self.content.reference_ms
+
+    @property
+    def reference(self) -> Arch:
+        """The network that was timed all along; its ratio to `reference_ms` tells another day's clock."""
+        from search_spaces.arch import Arch
+
+        return Arch.from_json(json.dumps(self.content.reference))
+
+    def predict(self, arch: Arch) -> Prediction:
+        """Milliseconds of one batch through `arch`.
+
+        Raises:
+            MissingLatency: rows of the network were not measured.
+        """
+        calibration = self.content.calibration
+        ms = calibration.offset + calibration.scale * sum(self._priced(arch))
+        return Prediction(ms, ms * calibration.low, ms * calibration.high)
+
+    def terms(self, arch: Arch) -> tuple[float, ...]:
+        """Milliseconds of each block; with the calibration's offset they add up to `predict(arch).ms`.
+
+        Raises:
+            MissingLatency: rows of the network were not measured.
+        """
+        return tuple(self.content.calibration.scale * ms for ms in self._priced(arch))
+
+    def predict_many(self, codes: NDArray[np.int64], space: Space | None = None) -> NDArray[np.float64]:
+        """Milliseconds (n,) of the networks of codes (n, positions).
+
+        Args:
+            codes: one network a row.
+            space: what decodes them; without it, the table's space with the class count measured last.
+
+        Raises:
+            MissingLatency: rows of a network were not measured.
+        """
+        space = space or self.open_space()
+        return np.array([self.predict(space.decode(code)).ms for code in codes], dtype=np.float64)
+
+    def open_space(self) -> Space:
+        """The table's space, with the class count that was measured last.
+
+        Raises:
+            InputError: this version has no such space.
+        """
+        from search_spaces.spaces import SPACES
+
+        if self.content.space not in SPACES:
+            known = ", ".join(SPACES)
+            raise InputError(f"{self.path.name} is of an unknown space, {self.content.space!r}; known: {known}")
+        return SPACES[self.content.space](classes=self.content.classes[-1])
+
+    def lacks(self, rows: Iterable[Row]) -> tuple[Row, ...]:
+        """Those of `rows` that were not measured, each once."""
+        return tuple(row for row in dict.fromkeys(rows) if row.key not in self.content.rows)
+
+    def check_machine(self, foreign: bool = False) -> None:
+        """Refuse a table of another machine, unless `foreign` tables are welcome.
+
+        Raises:
+            InputError: the fingerprint differs in what decides the time.
+        """
+        here = fingerprint(self.target)
+        differing = same_machine(self.content.fingerprint, here)
+        if differing and not foreign:
+            there = self.content.fingerprint
+            found = ", ".join(f"{name} {there.get(name)} there, {here[name]} here" for name in differing)
+            mend = "measure one here with `nas measure`, or pass --foreign-table"
+            raise InputError(f"{self.path.name} was measured on another machine ({found}); {mend}")
+
+    def _priced(self, arch: Arch) -> list[float]:
+        """Sum of rows of each block, uncalibrated."""
+        priced = [self._block(spec, state) for spec, state in arch.steps()]
+        missing = [row for block in priced if isinstance(block, tuple) for row in block]
+        if missing:
+            raise self._missing(tuple(dict.fromkeys(missing)), arch)
+        return [block for block in priced if not isinstance(block, tuple)]
+
+    def _block(self, spec: BlockSpec, state: State) -> float | tuple[Row, ...]:
+        """Sum of a block's rows, or those of them that are missing; remembered."""
+        if (spec, state) not in self._blocks:
+            rows = spec.rows(state)
+            self._blocks[spec, state] = self.lacks(rows) or sum(self.content.rows[row.key].ms for row in rows)
+        return self._blocks[spec, state]
+
+    def _missing(self, rows: tuple[Row, ...], arch: Arch) -> MissingLatency:
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        named = ", ".join(row.key for row in rows[:NAMED]) + more
+        classes = "" if arch.classes in self.content.classes else f" --classes {arch.classes}"
+        mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{classes}`"
+        return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of network {arch.id}: {named}; {mend}")

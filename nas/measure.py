@@ -1,0 +1,204 @@
+"""Building a latency table: time its networks, solve for the rows, write the files."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.calibration import calibrate
+from nas.correction import Times, settle
+from nas.latency import LatencyTable
+from nas.plan import Plan, make_plan
+from nas.progress import say
+from nas.samples import Samples
+from nas.solve import RowSystem
+from nas.table_file import Calibration, Content, RowTime, Verdict, write
+from nas.target import Target, fingerprint, machine_slug
+from nas.timing import ROUNDS, time_sessions
+from nas.visits import PROTOCOL, Protocol
+from search_spaces.errors import InputError
+from search_spaces.space import Space
+
+__all__ = ["measure_table", "table_stem"]
+
+NOISY = 0.03  # a noise floor above this is no measurement to go by
+DRIFTED = 0.25  # neither is a clock that moved by more
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measurement to make: all that decides what is timed, and how."""
+
+    space: Space
+    target: Target
+    plan: Plan
+    rounds: int
+    seed: int
+    protocol: Protocol
+
+    def header(self) -> dict[str, Any]:
+        """What a samples file must agree on to be resumed."""
+        return {
+            "space": self.space.name,
+            "classes": self.space.classes,
+            "target": self.target.name,
+            "machine": machine_slug(fingerprint(self.target)),
+            "protocol": asdict(self.protocol),
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "networks": sorted(arch.id for arch in self.plan.archs),
+            "reference": self.plan.reference.id,
+            "known_rows": len(self.plan.known),
+        }
+
+
+def table_stem(space: Space, target: Target, out: Path) -> Path:
+    """Where this machine's table lies in the folder `out`, without suffix."""
+    return out / f"{space.name}--{target.name}--{machine_slug(fingerprint(target))}"
+
+
+def measure_table(
+    space: Space,
+    target: Target,
+    out: Path,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    resume: bool = False,
+    fresh: bool = False,
+    protocol: Protocol = PROTOCOL,
+) -> LatencyTable:
+    """Measure the rows of a space that this machine's table in `out` lacks, and write the table.
+
+    Args:
+        space: whose rows.
+        target: where to run them.
+        out: folder of the table and of the samples file beside it.
+        rounds: visits that each network gets at least.
+        seed: draws the calibration networks and the order of the visits.
+        resume: go on with a measurement that was interrupted.
+        fresh: measure all rows anew.
+        protocol: the figures of the timing protocol.
+
+    Raises:
+        InputError: the target asks for more than the machine has, a file is in the way or damaged, or `rounds` is
+            below one.
+    """
+    target.check_here()
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {rounds}")
+    stem = table_stem(space, target, out)
+    table = _existing(stem, fresh)
+    if table is not None and not table.lacks(space.rows):
+        say(f"{stem.name} has every row of {space.name} already")
+        return table
+    job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol)
+    with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
+        _run(job, stem, table, samples)
+    measured = LatencyTable.load(stem)
+    if not measured.content.verdict.good:
+        say(f"{stem.name}: {measured.content.verdict.why}")
+    return measured
+
+
+def _beside(stem: Path) -> Path:
+    """The samples file of a table."""
+    return stem.with_name(stem.name + ".samples.jsonl")
+
+
+def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> None:
+    """Make the visits that are left, and write the table."""
+    started = time.time()
+    floor, statistic = (None, None) if table is None else (table.reference_ms, table.statistic)
+    visits = time_sessions(
+        job.plan.archs,
+        job.plan.reference,
+        job.target,
+        rounds=job.rounds,
+        seed=job.seed,
+        floor=floor,
+        protocol=job.protocol,
+        record=samples.append,
+        done=samples.done,
+    )
+    times = settle(visits, job.rounds, job.protocol, statistic, floor)
+    write(stem, _content(job, times, table, {"at": round(started), "seconds": round(time.time() - started, 1)}))
+    samples.finish()
+
+
+def _existing(stem: Path, fresh: bool) -> LatencyTable | None:
+    """The table that is there, unless it is to be measured afresh."""
+    present = any(stem.with_name(stem.name + suffix).exists() for suffix in (".csv", ".json"))
+    return LatencyTable.load(stem) if present and not fresh else None
+
+
+def _verdict(job: Job, times: Times) -> Verdict:
+    faults = []
+    if times.noise_floor > NOISY:
+        faults.append(f"the noise floor is {times.noise_floor:.1%}, above {NOISY:.0%}")
+    if times.drift > DRIFTED:
+        faults.append(f"the clock moved by {times.drift:.0%}, more than {DRIFTED:.0%}")
+    if times.poor:
+        needed = job.protocol.enough(job.rounds)
+        faults.append(f"{len(times.poor)} of {len(times.ms)} networks had fewer than {needed} undisturbed visits")
+    why = (
+        "; ".join(faults) + ": measure afresh on a quieter machine" if faults else "noise, clock, visits are in bounds"
+    )
+    redone = 1 + max(kept.visit.round for kept in times.every) - job.rounds
+    return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why)
+
+
+def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str, Any]) -> Content:
+    """The new table, or `table` with the rows that it lacked, at its clock and with its calibration."""
+    old = None if table is None else table.content
+    plan, verdict = job.plan, _verdict(job, times)
+    clock = 1.0 if old is None else old.reference_ms / times.reference_ms
+    system = RowSystem.of(plan.archs, {key: row.ms for key, row in plan.known.items()})
+    if old is None:
+        ms = np.array([times.ms[arch.id] for arch in plan.archs])
+        nets = np.array([plan.archs.index(arch) for arch in plan.nets])
+        calibration, uncalibrated = calibrate(system, ms, nets, times.noise_floor), Calibration()
+    else:
+        calibration = uncalibrated = old.calibration
+    about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
+    about["verdict"] = asdict(verdict)
+    return Content(
+        space=job.space.name,
+        classes=(*(c for c in (old.classes if old else ()) if c != job.space.classes), job.space.classes),
+        target=job.target.name,
+        fingerprint=fingerprint(job.target),
+        protocol=asdict(job.protocol),
+        statistic=times.statistic,
+        calibration=calibration,
+        reference=json.loads(plan.reference.to_json()),
+        reference_ms=times.reference_ms * clock,
+        verdict=max([old.verdict, verdict] if old else [verdict], key=lambda one: (not one.good, one.noise_floor)),
+        measurements=(*(old.measurements if old else ()), about),
+        rows={**plan.known, **_row_times(job, system, times, clock, uncalibrated)},
+    )
+
+
+def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
+    """The rows that were unknown, with their spread over the rounds that visited every network."""
+    names = [arch.id for arch in job.plan.archs]
+
+    def solve(ms: dict[str, float]) -> NDArray[np.float64]:
+        measured = np.array([ms[name] for name in names]) * clock
+        return system.solve((measured - calibration.offset) / calibration.scale)
+
+    by_round: list[dict[str, float]] = [{} for _ in range(job.rounds)]
+    for kept in times.every:
+        if kept.visit.round < job.rounds:
+            by_round[kept.visit.round][kept.visit.network] = times.visit_ms(kept)
+    best, spread = solve(dict(times.ms)), np.array([solve(ms) for ms in by_round])
+    low, median, high = np.quantile(spread, (0.1, 0.5, 0.9), axis=0)
+    mad = np.median(np.abs(spread - median), axis=0)
+    return {
+        row.key: RowTime(float(best[i]), float(median[i]), float(low[i]), float(high[i]), float(mad[i]), job.rounds)
+        for i, row in enumerate(system.rows)
+        if np.isnan(system.known[i])
+    }

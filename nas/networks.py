@@ -1,0 +1,81 @@
+"""What a user may mean by a network: a zoo name, an architecture file, or a run that holds one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nas.data import Data
+from nas.evaluate import calibration_batches
+from nas.runs import Run, read_arch
+from nas.train.retrain import fresh_network, load_network
+from nas.train.supernet import load_supernet
+from search_spaces import zoo
+from search_spaces.arch import Arch, Network
+from search_spaces.errors import InputError
+
+__all__ = ["Named", "arch_named", "network_named"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A network that the user named."""
+
+    arch: Arch
+    network: Network | None = None  # None where there are no weights
+    supernet: Path | None = None  # the run whose shared weights it may start from
+
+    def start_weights(self, data: Data, seed: int) -> dict[str, Tensor] | None:
+        """The weights that training starts from: its own, its supernet's, or None for fresh ones."""
+        if self.network is not None:
+            return dict(self.network.state_dict())
+        if self.supernet is None:
+            return None
+        supernet, _ = load_supernet(self.supernet)
+        stats = supernet.recalibrate(self.arch, calibration_batches(data, seed))
+        return dict(supernet.extract(self.arch, stats).state_dict())
+
+    def with_weights(self, seed: int) -> Network:
+        """The network in eval mode, with random weights where it has none of its own."""
+        return fresh_network(self.arch, seed).eval() if self.network is None else self.network
+
+
+def arch_named(name: str) -> Arch:
+    """The architecture of a zoo name, an architecture file or a run.
+
+    Raises:
+        InputError: none of these.
+    """
+    return network_named(name).arch
+
+
+def network_named(name: str, budget_ms: float | None = None) -> Named:
+    """The network of a zoo name, an architecture file, a retrain run, or a search run and one of its budgets.
+
+    Raises:
+        InputError: none of these, or a search run with several budgets of which `budget_ms` is not one.
+    """
+    if name in zoo.names():
+        return Named(zoo.arch(name))
+    path = Path(name)
+    if path.is_file():
+        return Named(read_arch(path))
+    if not path.is_dir():
+        raise InputError(f"{name} is no zoo name, architecture file or run folder; zoo names: {', '.join(zoo.names())}")
+    run = Run.open(path)
+    if run.config["kind"] == "search":
+        return _winner(run, budget_ms)
+    network, arch, _ = load_network(path)
+    return Named(arch, network)
+
+
+def _winner(run: Run, budget_ms: float | None) -> Named:
+    if run.summary is None:
+        raise InputError(f"the search in {run.path} is unfinished; go on with --resume")
+    results: list[dict[str, Any]] = run.summary["results"]
+    known = ", ".join(f"{result['budget_ms']:.6g}" for result in results)
+    chosen = [result for result in results if budget_ms is None or abs(result["budget_ms"] / budget_ms - 1) < 1e-3]
+    if len(chosen) != 1:
+        raise InputError(f"{run.path} has winners for {known} ms; choose one with --budget-ms")
+    return Named(read_arch(run.path / chosen[0]["arch"]), supernet=Path(run.config["supernet"]))

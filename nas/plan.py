@@ -1,0 +1,56 @@
+"""Which networks to time for the rows of a space."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas.cost import macs
+from nas.latency import LatencyTable
+from nas.table_file import RowTime
+from search_spaces.arch import Arch
+from search_spaces.space import Space
+
+__all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan"]
+
+CALIBRATION = 16  # whole networks that are timed besides the probes
+CALIBRATION_STREAM, VALIDATION_STREAM = 1, 2  # so that equal seeds draw different networks for the two
+PROBES_A_ROW = 3  # where only some rows are missing, each is timed in so many probes
+TRIES = 50  # draws for each network that is wanted, before a small space is said to have no more
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The networks to time, and what is known of their rows."""
+
+    probes: tuple[Arch, ...]
+    nets: tuple[Arch, ...]  # whole networks to calibrate on
+    reference: Arch
+    known: Mapping[str, RowTime]  # rows of an earlier measurement, by key
+
+    @property
+    def archs(self) -> tuple[Arch, ...]:
+        """Each network once."""
+        return tuple(dict.fromkeys((*self.probes, *self.nets)))
+
+
+def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
+    """Up to `count` different networks of the space, fewer only where it has no more."""
+    rng = np.random.default_rng([seed, stream])
+    drawn: dict[Arch, None] = {}
+    for _ in range(TRIES * count):
+        if len(drawn) == count:
+            break
+        drawn[space.sample(rng)] = None
+    return tuple(drawn)
+
+
+def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
+    """All probes for a new table; for the rows that `table` lacks, a few probes each."""
+    nets = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
+    if table is None:
+        return Plan(space.probes(), nets, sorted(nets, key=macs)[len(nets) // 2], {})
+    probes: dict[Arch, None] = {}
+    for row in table.lacks(space.rows):
+        probes |= dict.fromkeys([probe for probe in space.probes() if row in probe.rows][:PROBES_A_ROW])
+    return Plan(tuple(probes), nets, table.reference, table.content.rows)

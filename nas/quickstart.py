@@ -1,0 +1,195 @@
+"""The whole path on embedded data: measure, train, search, retrain, export, verify, report."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas import data as datasets
+from nas.errors import BudgetError
+from nas.evaluate import accuracy
+from nas.export import Checked, check_onnx, export_onnx
+from nas.latency import LatencyTable
+from nas.measure import measure_table
+from nas.progress import say
+from nas.report import write_report
+from nas.runs import Run
+from nas.search.engine import Plan, Search, Winner, run_search, tightened
+from nas.search.score import Scorer
+from nas.tables import measured_ms
+from nas.target import Target
+from nas.train.loop import Recipe
+from nas.train.retrain import Teacher, load_network, retrain
+from nas.train.supernet import load_supernet, space_named, train_supernet
+from search_spaces.arch import Arch
+
+__all__ = ["Quickstart", "Settings"]
+
+VERIFICATIONS = 4  # times that a retrained winner may turn out over budget
+CHECK_IMAGES = 1000  # search-validation images on which an exported file is compared with its network
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a quickstart does."""
+
+    space: str = "hybrid_digits"
+    data: str = "digits64"
+    target: str = "cpu-ort-fp32-b1-t1"
+    shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
+    trials: int = 60
+    supernet_epochs: int = 6
+    epochs: int = 4
+    lr: float = 2e-3  # of the supernet
+    tune_lr: float = 1e-3  # of networks that start from its weights
+    rounds: int = 20  # timing rounds of the latency table
+    seed: int = 0
+
+
+class Quickstart:
+    """One quickstart in its run folder. Each step is a run of its own below it; a resumed one goes on where it stopped."""
+
+    def __init__(self, settings: Settings, out: Path, *, resume: bool = False) -> None:
+        """Open the run folder.
+
+        Raises:
+            InputError: unknown space, data or target; `out` holds another run, or this one without `resume`.
+        """
+        self.settings, self.out, self.resumed = settings, out, resume
+        self.target = Target.parse(settings.target)
+        self.data = datasets.load(settings.data)
+        self.space = space_named(settings.space, self.data.classes)
+        self.run = Run.start(out, "quickstart", {**asdict(settings), "shares": list(settings.shares)}, resume=resume)
+
+    def __call__(self) -> dict[str, Any]:
+        """Do what is not done yet; returns the content of `summary.json`.
+
+        Raises:
+            BudgetError: no network holds a budget.
+        """
+        if self.run.summary is not None:
+            return self.run.summary
+        started = time.monotonic()
+        table = measure_table(self.space, self.target, self.out / "table", rounds=self.settings.rounds, resume=True)
+        recipe = self._recipe(self.settings.supernet_epochs, self.settings.lr)
+        train_supernet(self.space, self.data, recipe, self.out / "supernet", resume=True)
+        self.supernet, _ = load_supernet(self.out / "supernet")
+        largest_ms = self._largest_ms(table)
+        search = self._search(table, largest_ms)
+        self._network(self.space.largest, None)
+        winners = self._verified(search, table)
+        results = [self._result(winner) for winner in winners]
+        largest = {
+            "measured_ms": largest_ms,
+            "test_acc": self._test_acc(self.space.largest),
+            "arch": self._file(self.space.largest, "arch.json"),
+        }
+        summary = {
+            "seconds": time.monotonic() - started,
+            "resumed": self.resumed,
+            "target": self.target.name,
+            "results": results,
+            "largest": largest,
+            "report": "report.html",
+        }
+        write_report(self.out, summary)
+        return self.run.finish(summary)
+
+    def _recipe(self, epochs: int, lr: float) -> Recipe:
+        return Recipe(epochs=epochs, lr=lr, seed=self.settings.seed)
+
+    def _largest_ms(self, table: LatencyTable) -> float:
+        """The largest network's measured latency, on which the budgets stand; measured once a run."""
+        for record in self.run.records():
+            if record["event"] == "largest":
+                return float(record["ms"])
+        found = measured_ms([self.space.largest], table, self.settings.seed)[0]
+        self.run.append({"event": "largest", "ms": found})
+        return found
+
+    def _search(self, table: LatencyTable, largest_ms: float) -> Search:
+        plan = Plan(
+            tuple(share * largest_ms for share in self.settings.shares), self.settings.trials, seed=self.settings.seed
+        )
+        score = Scorer(self.supernet, self.data, self.settings.seed)
+
+        def measure(archs: Sequence[Arch]) -> list[float]:
+            return measured_ms(archs, table, self.settings.seed)
+
+        out = self.out / "search"
+        run_search(self.space, table, score, measure, plan, out, {"supernet": "supernet"}, resume=True)
+        return Search(self.space, table, score, measure, plan, Run.open(out, "search"))
+
+    def _folder(self, arch: Arch) -> Path:
+        return self.out / "networks" / arch.id
+
+    def _file(self, arch: Arch, name: str) -> str:
+        return str((self._folder(arch) / name).relative_to(self.out))
+
+    def _network(self, arch: Arch, teacher: Teacher | None) -> Checked:
+        """Retrain from the supernet's weights, export, and compare the file with the network."""
+        folder = self._folder(arch)
+        score = Scorer(self.supernet, self.data, self.settings.seed)
+        start = self.supernet.extract(arch, score.recalibrated(arch)).state_dict()
+        recipe = self._recipe(self.settings.epochs, self.settings.tune_lr)
+        retrain(arch, self.data, recipe, folder, start=start, teacher=teacher, resume=True)
+        network, _, _ = load_network(folder)
+        path = folder / "network.onnx"
+        if not path.exists():
+            export_onnx(network, arch.example(self.target.batch), path)
+        images = torch.cat([batch for batch, _ in self.data.loader("val", 250, limit=CHECK_IMAGES)])
+        return check_onnx(path, network, images, self.target)
+
+    def _verified(self, search: Search, table: LatencyTable) -> list[Winner]:
+        """Winners whose exported files, retrained and all timed together, hold their budgets.
+
+        Raises:
+            BudgetError: a budget is still missed after a bounded number of tightenings.
+        """
+        teacher = Teacher(load_network(self._folder(self.space.largest))[0], self.space.largest.id)
+        winners = search.winners()
+        for _ in range(VERIFICATIONS):
+            self.checked = {
+                winner.candidate.arch.id: self._network(winner.candidate.arch, teacher) for winner in winners
+            }
+            files = [self._folder(winner.candidate.arch) / "network.onnx" for winner in winners]
+            measured = measured_ms(files, table, self.settings.seed)
+            winners = [replace(winner, measured_ms=ms) for winner, ms in zip(winners, measured, strict=True)]
+            over = [winner for winner in winners if winner.measured_ms > winner.budget_ms]
+            if not over:
+                return winners
+            winners = [self._tighter(search, winner) if winner in over else winner for winner in winners]
+        raise BudgetError(
+            f"exported networks still miss their budgets after {VERIFICATIONS} rounds: the machine is too noisy to time on"
+        )
+
+    def _tighter(self, search: Search, winner: Winner) -> Winner:
+        budget, taken = winner.budget_ms, winner.measured_ms
+        limit = tightened(budget, winner.candidate.high, budget, taken)
+        say(
+            f"{winner.candidate.arch.id} exported takes {taken:.4g} ms, over {budget:.4g}; solving again below {limit:.4g}"
+        )
+        return search.winner(winner.budget_ms, limit)
+
+    def _result(self, winner: Winner) -> dict[str, Any]:
+        arch = winner.candidate.arch
+        checked = self.checked[arch.id]
+        return {
+            "budget_ms": winner.budget_ms,
+            "predicted_ms": winner.candidate.ms,
+            "measured_ms": winner.measured_ms,
+            "search_acc": winner.search_acc,
+            "test_acc": self._test_acc(arch),
+            "arch": self._file(arch, "arch.json"),
+            "weights": self._file(arch, "weights.safetensors"),
+            "onnx": self._file(arch, "network.onnx"),
+            "onnx_max_abs_diff": checked.max_abs_diff,
+            "onnx_top1_agreement": checked.top1_agreement,
+        }
+
+    def _test_acc(self, arch: Arch) -> float:
+        network, _, _ = load_network(self._folder(arch))
+        return accuracy(network, self.data, "test")

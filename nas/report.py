@@ -1,0 +1,163 @@
+"""`report.html`: what a quickstart found, in one file that needs nothing else."""
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.files import atomic_write
+from nas.runs import Run, read_arch
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, MB4D, Embed, Stem
+from search_spaces.errors import InputError
+
+__all__ = ["report_run", "sketch", "write_report"]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d8dee4; vertical-align: top; }
+code { font-size: .85rem; } .note { color: #57606a; }
+"""
+
+
+def report_run(path: Path) -> Path:
+    """Write the report of a finished quickstart into its folder.
+
+    Raises:
+        InputError: no finished quickstart there.
+    """
+    run = Run.open(path, "quickstart")
+    if run.summary is None:
+        raise InputError(f"the quickstart in {path} is unfinished; go on with `nas quickstart --resume --out {path}`")
+    return write_report(path, run.summary)
+
+
+def write_report(out: Path, summary: dict[str, Any]) -> Path:
+    """Write `report.html` into the run folder `out` from its summary and the records below it."""
+    search = Run.open(out / "search", "search")
+    evaluated = [record for record in search.records() if record["event"] == "evaluated"]
+    table = json.loads(next((out / "table").glob("*.json")).read_text(encoding="utf-8"))
+    archs = [read_arch(out / result["arch"]) for result in summary["results"]]
+    largest = read_arch(out / summary["largest"]["arch"])
+    parts = [
+        f"<h1>Networks for {html.escape(summary['target'])}</h1>",
+        f"<p>{_headline(summary)}</p>",
+        "<h2>Results</h2>",
+        _results(summary, archs, largest),
+        "<h2>Latency and accuracy</h2>",
+        _figure(_front(summary, evaluated), plotly=True),
+        '<p class="note">Grey: networks evaluated with the supernet\'s weights on search-validation, at their predicted latency.'
+        " Blue: retrained networks on the test split, at their measured latency. Dashed: budgets.</p>",
+        "<h2>Predicted and measured latency</h2>",
+        _figure(_predicted(summary), plotly=False),
+        f'<p class="note">{_calibration(table)}</p>',
+        "<h2>Machine</h2>",
+        _rows(("", ""), [(name, _short(value)) for name, value in table["fingerprint"].items()]),
+    ]
+    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nas report</title><style>{STYLE}</style></head><body>'
+    atomic_write(out / "report.html", page + "\n".join(parts) + "</body></html>\n")
+    return out / "report.html"
+
+
+def sketch(arch: Arch) -> str:
+    """A network in one line: per stage its width, then each block's kind and FFN ratio, such as `32: 4D×3 4D×2 | 64: 3D×4`."""
+    stages: list[str] = []
+    for spec in arch.blocks:
+        if isinstance(spec, Stem | Embed):
+            stages.append(f"{spec.width}:")
+        elif isinstance(spec, MB4D | MB3D):
+            stages[-1] += f" {'4D' if isinstance(spec, MB4D) else '3D'}×{spec.ratio:g}"
+    return " | ".join(stages)
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    largest = summary["largest"]
+    return (
+        f"The largest network takes {largest['measured_ms']:.3f} ms and reaches {largest['test_acc']:.1%} on the test split. "
+        f"Every exported network below was timed end to end in its target runtime. The run took {summary['seconds']:.0f} s."
+    )
+
+
+def _results(summary: dict[str, Any], archs: Sequence[Arch], largest: Arch) -> str:
+    header = (
+        "budget ms",
+        "predicted ms",
+        "measured ms",
+        "search acc",
+        "test acc",
+        "ONNX max |diff|",
+        "ONNX top-1 agreement",
+        "network",
+    )
+    rows = [
+        (
+            f"{result['budget_ms']:.3f}",
+            f"{result['predicted_ms']:.3f}",
+            f"{result['measured_ms']:.3f}",
+            f"{result['search_acc']:.1%}",
+            f"{result['test_acc']:.1%}",
+            f"{result['onnx_max_abs_diff']:.1e}",
+            f"{result['onnx_top1_agreement']:.4f}",
+            sketch(arch),
+        )
+        for result, arch in zip(summary["results"], archs, strict=True)
+    ]
+    top = summary["largest"]
+    rows.append(("largest", "", f"{top['measured_ms']:.3f}", "", f"{top['test_acc']:.1%}", "", "", sketch(largest)))
+    return _rows(header, rows)
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _front(summary: dict[str, Any], evaluated: Sequence[dict[str, Any]]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    ms, accuracy = [record["ms"] for record in evaluated], [record["accuracy"] for record in evaluated]
+    names = [record["arch"] for record in evaluated]
+    figure.add_scatter(x=ms, y=accuracy, text=names, mode="markers", name="evaluated", marker={"color": "#afb8c1"})
+    points = [*summary["results"], summary["largest"]]
+    x, y = [point["measured_ms"] for point in points], [point["test_acc"] for point in points]
+    figure.add_scatter(x=x, y=y, mode="lines+markers", name="retrained", marker={"color": "#0969da", "size": 10})
+    for result in summary["results"]:
+        figure.add_vline(x=result["budget_ms"], line_dash="dash", line_color="#57606a")
+    figure.update_layout(
+        xaxis_title="ms per image", yaxis_title="accuracy", yaxis_tickformat=".0%", template="plotly_white"
+    )
+    return figure
+
+
+def _predicted(summary: dict[str, Any]) -> Any:
+    import plotly.graph_objects as go
+
+    x = [result["predicted_ms"] for result in summary["results"]]
+    y = [result["measured_ms"] for result in summary["results"]]
+    ends = [0.9 * min(x + y), 1.1 * max(x + y)]
+    figure = go.Figure()
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"color": "#afb8c1", "dash": "dot"})
+    figure.add_scatter(x=x, y=y, mode="markers", name="exported networks", marker={"color": "#0969da", "size": 10})
+    figure.update_layout(xaxis_title="predicted ms", yaxis_title="measured ms", template="plotly_white", height=380)
+    return figure
+
+
+def _figure(figure: Any, *, plotly: bool) -> str:
+    """The figure as HTML; the first of a page brings plotly's script along."""
+    return str(figure.to_html(full_html=False, include_plotlyjs=plotly))
+
+
+def _calibration(table: dict[str, Any]) -> str:
+    return html.escape(
+        f"Latency table: calibration {json.dumps(table['calibration'])}; verdict {json.dumps(table['verdict'])}."
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

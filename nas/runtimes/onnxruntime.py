@@ -1,0 +1,150 @@
+"""ONNX Runtime on the CPU; needs no more than the `onnxruntime` and `onnx` packages."""
+
+import io
+import tempfile
+import time
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nas.target import Target
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+
+__all__ = ["Session", "export_onnx", "from_arch", "from_file"]
+
+OPSET = 18
+
+
+def export_onnx(module: nn.Module, example: Tensor) -> bytes:
+    """The module in eval mode as an ONNX graph for timing: `images` of the example's shape -> `logits`.
+
+    Uses the TorchScript exporter, ten times as fast as dynamo's; ONNX Runtime times both graphs alike. Files for
+    users are exported elsewhere, with dynamo.
+    """
+    buffer = io.BytesIO()
+    target: Any = buffer  # the exporter's annotation leaves out the streams that it takes
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.onnx.*")
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            target,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+        )
+    return buffer.getvalue()
+
+
+def from_arch(arch: Arch, target: Target) -> "Session":
+    """A session of a network with fixed random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights do not move the time; equal graphs on every run all the same
+        module = arch.build()
+    return Session(export_onnx(module, arch.example(target.batch)), target, arch.id)
+
+
+def from_file(path: Path, target: Target) -> "Session":
+    """A session of an ONNX file.
+
+    Raises:
+        InputError: the file is missing, not a network that ONNX Runtime loads, or has another batch size.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    return Session(path, target, str(path))
+
+
+class Session:
+    """A network in ONNX Runtime; implements `nas.runtimes.Session`.
+
+    The graph is optimised once, into a temporary file, so that `reopen` takes milliseconds and a closed session has no
+    memory.
+    """
+
+    def __init__(self, model: Path | bytes, target: Target, name: str) -> None:
+        """Optimise the graph for this machine; `name` is for messages.
+
+        Raises:
+            InputError: ONNX Runtime refuses the graph, or its input is not a batch of images of the target's size.
+        """
+        target.check_here()
+        self.target, self.name = target, name
+        self._live: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="nas-ort-")  # removed with the session
+        self._graph = Path(self._folder.name) / "optimised.onnx"
+        self._optimise(model)
+        described = self._session().get_inputs()
+        shape = list(described[0].shape)
+        if len(described) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+            found = ", ".join(f"{given.name} {given.shape}" for given in described)
+            raise InputError(f"{name} takes {found}; expected one input of images (batch, channels, H, W)")
+        if isinstance(shape[0], int) and shape[0] != target.batch:
+            raise InputError(
+                f"{name} takes batches of {shape[0]}, target {target.name} {target.batch}; export it again"
+            )
+        self._input = described[0].name
+        rng = np.random.default_rng(0)
+        self._images = rng.standard_normal((target.batch, *shape[1:]), dtype=np.float32)
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (B, channels, H, W) -> logits (B, classes)."""
+        logits: NDArray[np.float32] = self._session().run(None, {self._input: images})[0]
+        return logits
+
+    def reopen(self) -> None:
+        """Load the optimised graph anew."""
+        self.close()
+        self._session()
+
+    def close(self) -> None:
+        """Give the memory back; the file stays."""
+        self._live = None
+
+    def time(self, repeats: int) -> list[float]:
+        """Milliseconds of each run on one fixed input; the clock is read between runs and nothing else is done."""
+        run, feed, clock = self._session().run, {self._input: self._images}, time.perf_counter_ns
+        marks = [clock()]
+        for _ in range(repeats):
+            run(None, feed)
+            marks.append(clock())
+        return [(after - before) / 1e6 for before, after in pairwise(marks)]
+
+    def _session(self) -> Any:
+        if self._live is None:
+            self._live = _open(str(self._graph), self.target, optimise=False)
+        return self._live
+
+    def _optimise(self, model: Path | bytes) -> None:
+        from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+        refusals = (ort.Fail, ort.InvalidProtobuf, ort.InvalidGraph, ort.InvalidArgument, ort.NotImplemented)
+        try:
+            _open(str(model) if isinstance(model, Path) else model, self.target, optimise=True, keep=self._graph)
+        except refusals as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"ONNX Runtime cannot load {self.name} ({reason}); export it again") from error
+
+
+def _open(model: str | bytes, target: Target, *, optimise: bool, keep: Path | None = None) -> Any:
+    """An InferenceSession with the target's threads; `keep` is where to write the optimised graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = target.threads or 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # writing an optimised graph warns that it fits this machine only, as it should
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    if keep is not None:
+        options.optimized_model_filepath = str(keep)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

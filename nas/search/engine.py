@@ -1,0 +1,253 @@
+"""A latency-constrained search: ask, price, evaluate, tell; then winners that are measured to hold their budgets."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nas.errors import BudgetError
+from nas.progress import progress, say
+from nas.runs import Run
+from nas.search import searcher_named
+from nas.search.feasible import check_budgets
+from nas.search.searcher import Result, Searcher
+from search_spaces import Space
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+
+__all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_search"]
+
+ASKS_PER_TRIAL = 20  # proposals that may be repeats or too slow, for each one that is evaluated
+FINALISTS = 4  # candidates of a budget that are looked at on all validation images
+TIGHTENINGS = 6  # times that a budget is tightened when the measured winner is over it
+SAFETY = 0.995  # of the tightened budget, so that each round ends below the last
+
+Measure = Callable[[Sequence[Arch]], list[float]]
+"""Networks -> measured milliseconds of each, end to end in the target runtime."""
+
+
+class Score(Protocol):
+    """How good a network is, from 0 to 1."""
+
+    def __call__(self, arch: Arch, images: int | None = None) -> float:
+        """On the usual number of images, or on `images` of them."""
+
+
+class Predicted(Protocol):
+    """A predicted latency with its band, in milliseconds."""
+
+    @property
+    def ms(self) -> float:
+        """The prediction."""
+
+    @property
+    def high(self) -> float:
+        """The upper end of its band."""
+
+
+class Prices(Protocol):
+    """What prices a network: a `LatencyTable`."""
+
+    def predict(self, arch: Arch) -> Predicted:
+        """The network's predicted latency."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a search."""
+
+    budgets: tuple[float, ...]  # milliseconds
+    trials: int  # networks to evaluate
+    searcher: str = "nsga2"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be searched."""
+        if not self.budgets or not all(0 < budget < float("inf") for budget in self.budgets):
+            raise InputError(f"budgets must be positive milliseconds, got {', '.join(f'{b:g}' for b in self.budgets)}")
+        if self.trials < 1:
+            raise InputError(f"--trials must be at least 1, got {self.trials}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that was evaluated."""
+
+    arch: Arch
+    ms: float  # predicted
+    high: float  # upper end of the prediction's band
+    accuracy: float  # on search-validation, with the supernet's weights
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The network chosen for a budget."""
+
+    budget_ms: float
+    candidate: Candidate
+    measured_ms: float
+    search_acc: float  # on all search-validation images
+
+
+class Search:
+    """One search in a run folder. Everything that costs time is recorded there first, and read from there after a kill."""
+
+    def __init__(self, space: Space, prices: Prices, score: Score, measure: Measure, plan: Plan, run: Run) -> None:
+        """Read what an earlier process recorded in `run`."""
+        self.space, self.prices, self.score, self.measure, self.plan, self.run = (
+            space,
+            prices,
+            score,
+            measure,
+            plan,
+            run,
+        )
+        self.evaluated: dict[str, Candidate] = {}
+        self.finals: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
+        for record in run.records():
+            self._read(record)
+
+    def _read(self, record: dict[str, Any]) -> None:
+        if record["event"] == "evaluated":
+            arch = self.space.decode(record["code"])
+            self.evaluated[arch.id] = Candidate(arch, record["ms"], record["high"], record["accuracy"])
+        elif record["event"] == "final":
+            self.finals[record["arch"]] = record["accuracy"]
+        else:
+            self.measured[record["arch"]] = record["ms"]
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.run.append(record)
+        self._read(record)
+
+    def explore(self) -> None:
+        """Evaluate `plan.trials` different networks under the largest budget, as the searcher proposes them.
+
+        A space with fewer such networks ends the search early, and says so.
+        """
+        searcher = searcher_named(self.plan.searcher, self.space, self.run.path / "search.db", self.plan.seed)
+        with progress("search", self.plan.trials, done=len(self.evaluated)) as bar:
+            while len(self.evaluated) < self.plan.trials and searcher.told < ASKS_PER_TRIAL * self.plan.trials:
+                before = len(self.evaluated)
+                self._trial(searcher)
+                bar.update(len(self.evaluated) - before)
+        if len(self.evaluated) < self.plan.trials:
+            say(
+                f"search: only {len(self.evaluated)} of {self.plan.trials} networks evaluated; {searcher.told} proposals were repeats or over budget"
+            )
+
+    def _trial(self, searcher: Searcher) -> None:
+        arch = searcher.ask()
+        prediction = self.prices.predict(arch)
+        if prediction.high > max(self.plan.budgets):
+            searcher.tell(arch, Result(prediction.ms, None))
+            return
+        if arch.id not in self.evaluated:
+            code = [int(value) for value in self.space.encode(arch)]
+            found = {
+                "code": code,
+                "arch": arch.id,
+                "ms": prediction.ms,
+                "high": prediction.high,
+                "accuracy": self.score(arch),
+            }
+            self._record({"event": "evaluated", **found})
+        searcher.tell(arch, Result(prediction.ms, self.evaluated[arch.id].accuracy))
+
+    def best_under(self, limit_ms: float) -> Candidate | None:
+        """The most accurate candidate whose band ends below `limit_ms`; the few best are looked at on all validation images."""
+        fitting = [candidate for candidate in self.evaluated.values() if candidate.high <= limit_ms]
+        ranked = sorted(fitting, key=lambda candidate: (-candidate.accuracy, candidate.ms, candidate.arch.id))[
+            :FINALISTS
+        ]
+        for candidate in ranked:
+            if candidate.arch.id not in self.finals:
+                accuracy = self.score(candidate.arch, images=10**9)
+                self._record({"event": "final", "arch": candidate.arch.id, "accuracy": accuracy})
+        return max(ranked, key=lambda candidate: (self.finals[candidate.arch.id], -candidate.ms), default=None)
+
+    def winner(self, budget_ms: float, limit_ms: float | None = None) -> Winner:
+        """The best candidate whose measured latency is within the budget; over it, the limit is tightened and solved again.
+
+        Raises:
+            BudgetError: no candidate holds the budget after a bounded number of tries.
+        """
+        limit = budget_ms if limit_ms is None else limit_ms
+        for _ in range(TIGHTENINGS):
+            candidate = self.best_under(limit)
+            if candidate is None:
+                break
+            key = candidate.arch.id
+            if key not in self.measured:
+                self._record({"event": "measured", "arch": key, "ms": self.measure([candidate.arch])[0]})
+            if self.measured[key] <= budget_ms:
+                return Winner(budget_ms, candidate, self.measured[key], self.finals[key])
+            limit = tightened(limit, candidate.high, budget_ms, self.measured[key])
+            say(
+                f"search: {key} measures {self.measured[key]:.4g} ms, over {budget_ms:.4g}; limit tightened to {limit:.4g} ms"
+            )
+        least = min((candidate.high for candidate in self.evaluated.values()), default=float("nan"))
+        raise BudgetError(
+            f"no network evaluated so far holds {budget_ms:.4g} ms; the cheapest of {len(self.evaluated)} takes {least:.4g} ms: "
+            "raise --budget-ms, or --trials to look at more"
+        )
+
+    def winners(self) -> list[Winner]:
+        """The winner of every budget, in the order of the plan."""
+        return [self.winner(budget) for budget in self.plan.budgets]
+
+
+def tightened(limit: float, predicted: float, budget: float, measured: float) -> float:
+    """A limit below both the last one and the candidate, by the share that it was over budget."""
+    return SAFETY * min(limit, predicted) * min(1.0, budget / measured)
+
+
+def run_search(
+    space: Space,
+    prices: Prices,
+    score: Score,
+    measure: Measure,
+    plan: Plan,
+    out: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Search into the run folder `out`; returns its summary, in the form that `nas search --json` prints.
+
+    Raises:
+        BudgetError: a budget cannot be met.
+        InputError: `out` holds another run.
+    """
+    started = time.monotonic()
+    least, most = check_budgets(space, plan.budgets, lambda arch: prices.predict(arch).high)
+    say(
+        f"search: {space.name} has {space.size:,} networks from {least:.4g} to {most:.4g} ms; budgets {', '.join(f'{b:.4g}' for b in plan.budgets)}"
+    )
+    described = {
+        **config,
+        "space": space.name,
+        "budgets": list(plan.budgets),
+        "trials": plan.trials,
+        "searcher": plan.searcher,
+        "seed": plan.seed,
+    }
+    run = Run.start(out, "search", described, resume=resume)
+    if run.summary is not None:
+        return run.summary
+    search = Search(space, prices, score, measure, plan, run)
+    search.explore()
+    results = []
+    for winner in search.winners():
+        arch = winner.candidate.arch
+        name = f"{arch.id}.arch.json"
+        (out / name).write_text(arch.to_json() + "\n", encoding="utf-8")
+        figures = {
+            "budget_ms": winner.budget_ms,
+            "predicted_ms": winner.candidate.ms,
+            "measured_ms": winner.measured_ms,
+        }
+        results.append({**figures, "search_acc": winner.search_acc, "arch": name})
+    return run.finish({"results": results, "evaluations": len(search.evaluated), "seconds": time.monotonic() - started})

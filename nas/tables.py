@@ -1,0 +1,48 @@
+"""Which latency table a command works with, and timing at its clock."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas.files import cache_dir
+from nas.latency import LatencyTable
+from nas.measure import measure_table
+from nas.target import Target
+from nas.timing import time_networks
+from search_spaces import Space
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+
+__all__ = ["find_table", "measured_ms"]
+
+
+def find_table(path: Path | None, target: str | None, space: Space | None) -> LatencyTable:
+    """The table at `path`, or this machine's table of `target` and `space`, whose missing rows are measured first.
+
+    Raises:
+        InputError: neither or both given, or a target without a space to measure.
+    """
+    if (path is None) == (target is None):
+        raise InputError("give either --table FILE or --target NAME")
+    if path is not None:
+        return LatencyTable.load(path)
+    assert target is not None
+    if space is None:
+        raise InputError("--target measures the table of a space, and this network belongs to none; give --table FILE")
+    return measure_table(space, Target.parse(target), cache_dir() / "latency_tables", resume=True)
+
+
+def measured_ms(networks: Sequence[Arch | Path], table: LatencyTable, seed: int) -> list[float]:
+    """Milliseconds of each network, timed end to end now and put at the table's clock.
+
+    Raises:
+        InputError: a file is not a network for the table's target.
+    """
+    timings = time_networks(
+        networks,
+        table.target,
+        reference=table.reference,
+        reference_ms=table.reference_ms,
+        statistic=table.statistic,
+        seed=seed,
+    )
+    return [timing.ms for timing in timings]

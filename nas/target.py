@@ -1,0 +1,129 @@
+"""Where a network runs: a target's name, and the machine behind it."""
+
+import hashlib
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from nas.runtimes import RUNTIMES
+from search_spaces.errors import InputError
+
+__all__ = ["Fingerprint", "Target", "fingerprint", "machine_slug", "same_machine"]
+
+Fingerprint = dict[str, str | int]
+
+IDENTITY = ("cpu", "flags", "cores", "runtime")  # the parts that decide whether a table's milliseconds hold here
+
+NUMBERS = r"b(?P<batch>[1-9]\d{0,5})(-t(?P<threads>[1-9]\d{0,3}))?"
+NAME = re.compile(r"(?P<device>[a-z]+)-(?P<runtime>[a-z]+)-(?P<dtype>[a-z0-9]+)-" + NUMBERS)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device, a runtime, a number type, a batch size and, on CPUs, the number of threads.
+
+    >>> Target.parse("cpu-ort-fp32-b1-t2").threads
+    2
+    """
+
+    device: str
+    runtime: str
+    dtype: str
+    batch: int
+    threads: int | None
+
+    @staticmethod
+    def parse(name: str) -> "Target":
+        """The target of a name such as `cpu-ort-fp32-b1-t1`.
+
+        Raises:
+            InputError: the name has another form, or this version cannot measure such a target.
+        """
+        match = NAME.fullmatch(name)
+        runtime = RUNTIMES.get(match["runtime"]) if match else None
+        known = runtime and match and match["device"] in runtime.devices and match["dtype"] in runtime.dtypes
+        if not match or not known or (match["threads"] is None) == (match["device"] == "cpu"):
+            forms = ", ".join(sorted(_forms()))
+            raise InputError(
+                f"target {name!r} is not supported; this version measures {forms}, such as cpu-ort-fp32-b1-t1"
+            )
+        threads = None if match["threads"] is None else int(match["threads"])
+        return Target(match["device"], match["runtime"], match["dtype"], int(match["batch"]), threads)
+
+    @property
+    def name(self) -> str:
+        """The name that `parse` reads."""
+        threads = "" if self.threads is None else f"-t{self.threads}"
+        return f"{self.device}-{self.runtime}-{self.dtype}-b{self.batch}{threads}"
+
+    def check_here(self) -> None:
+        """Refuse to measure with more threads than this machine has cores.
+
+        Raises:
+            InputError: the target asks for too many threads.
+        """
+        cores = os.cpu_count() or 1
+        if self.threads is not None and self.threads > cores:
+            raise InputError(
+                f"target {self.name} needs {self.threads} threads, this machine has {cores} cores; lower -t"
+            )
+
+
+def _forms() -> set[str]:
+    """What can be measured, with N for the numbers."""
+    forms = set()
+    for name, runtime in RUNTIMES.items():
+        for device in runtime.devices:
+            forms |= {f"{device}-{name}-{dtype}-b<N>{'-t<N>' if device == 'cpu' else ''}" for dtype in runtime.dtypes}
+    return forms
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty where there is no such file."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _governor() -> str:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "unknown"
+
+
+def fingerprint(target: Target) -> Fingerprint:
+    """What this machine is and what runs on it, for the record beside every measurement."""
+    info = _cpu_info()
+    flags = " ".join(sorted((info.get("flags") or info.get("Features") or "").split()))
+    package = RUNTIMES[target.runtime].package
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "flags": hashlib.sha256(flags.encode()).hexdigest()[:12],
+        "cores": os.cpu_count() or 1,
+        "architecture": platform.machine(),
+        "os": f"{platform.system()} {platform.release()}",
+        "governor": _governor(),
+        "runtime": f"{package} {version(package)}",
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
+    }
+
+
+def machine_slug(machine: Mapping[str, str | int]) -> str:
+    """A file-name part such as `amd-epyc-2c-1a2b3c`; equal where `same_machine` finds no difference."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", str(machine["cpu"]).lower()).strip("-")[:40]
+    digest = hashlib.sha256("|".join(str(machine[name]) for name in IDENTITY).encode()).hexdigest()[:6]
+    return f"{cpu}-{machine['cores']}c-{digest}"
+
+
+def same_machine(first: Mapping[str, str | int], second: Mapping[str, str | int]) -> list[str]:
+    """What differs so that one machine's milliseconds are wrong on the other; empty where nothing does."""
+    return [name for name in IDENTITY if first.get(name) != second.get(name)]

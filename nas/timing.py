@@ -1,0 +1,119 @@
+"""Timing whole networks: Archs with random weights, or exported files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nas.correction import Times, settle
+from nas.interleave import time_interleaved
+from nas.progress import progress, track
+from nas.runtimes import RUNTIMES, Session
+from nas.target import Target
+from nas.visits import PROTOCOL, REFERENCE, Protocol, Visit
+from search_spaces.arch import Arch
+
+__all__ = ["Timing", "time_networks", "time_sessions"]
+
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a network; `p10` and `p90` are over its runs, at the clock of `ms`."""
+
+    ms: float  # at the table's clock, where one was given
+    raw_ms: float  # at the clock of the moment
+    p10: float
+    p90: float
+    n: int  # runs
+    drift: float  # the clock of the moment over the table's: 1.1 is 10% slower
+    noise: float  # split-half noise, see `nas.correction.Times`
+
+
+def time_sessions(
+    archs: Sequence[Arch | Path],
+    reference: Arch,
+    target: Target,
+    *,
+    rounds: int,
+    seed: int,
+    floor: float | None = None,
+    protocol: Protocol = PROTOCOL,
+    record: Callable[[Visit], None] = lambda visit: None,
+    done: Sequence[Visit] = (),
+) -> list[Visit]:
+    """Open the networks and time them, with progress on stderr; see `nas.interleave.time_interleaved`.
+
+    Raises:
+        InputError: a file is not a network for the target.
+    """
+    runtime = RUNTIMES[target.runtime]
+    sessions: dict[str, Session] = {}
+    for arch in track(archs, "preparing networks", len(archs)):
+        opened = runtime.from_arch(arch, target) if isinstance(arch, Arch) else runtime.from_file(arch, target)
+        opened.close()
+        sessions[name_of(arch)] = opened
+    made = sum(visit.network != REFERENCE for visit in done)
+    with progress("timing", rounds * len(sessions), made) as bar:
+
+        def note(visit: Visit) -> None:
+            record(visit)
+            bar.update(visit.network != REFERENCE)
+
+        return time_interleaved(
+            sessions,
+            runtime.from_arch(reference, target),
+            rounds=rounds,
+            seed=seed,
+            threads=target.threads,
+            floor=floor,
+            protocol=protocol,
+            record=note,
+            done=done,
+        )
+
+
+def name_of(arch: Arch | Path) -> str:
+    """What a network is called among the visits."""
+    return arch.id if isinstance(arch, Arch) else str(arch)
+
+
+def time_networks(
+    archs: Sequence[Arch | Path],
+    target: Target,
+    *,
+    reference: Arch,
+    reference_ms: float | None = None,
+    statistic: str | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> list[Timing]:
+    """Time networks or exported files, and put them at a table's clock.
+
+    Args:
+        archs: what to time; equal ones are timed once.
+        target: where.
+        reference: the table's reference network.
+        reference_ms: its milliseconds in the table; without them, times stay at the clock of the moment.
+        statistic: the table's statistic, by which `reference_ms` was told; without it, the steadiest is taken.
+        rounds: visits that each network gets at least.
+        seed: decides the order of the visits.
+
+    Raises:
+        InputError: a file is not a network for the target, or the target asks for more than the machine has.
+    """
+    target.check_here()
+    visits = time_sessions(tuple(dict.fromkeys(archs)), reference, target, rounds=rounds, seed=seed, floor=reference_ms)
+    times = settle(visits, rounds, PROTOCOL, statistic, reference_ms)
+    drift = 1.0 if reference_ms is None else times.reference_ms / reference_ms
+    timings: Mapping[str, Timing] = {name: _timing(name, times, drift) for name in times.ms}
+    return [timings[name_of(arch)] for arch in archs]
+
+
+def _timing(name: str, times: Times, drift: float) -> Timing:
+    runs = np.concatenate([kept.runs for kept in times.kept[name]]) / drift
+    low, high = np.quantile(runs, (0.1, 0.9))
+    raw = times.ms[name]
+    return Timing(raw / drift, raw, float(low), float(high), len(runs), drift, times.noise[name])

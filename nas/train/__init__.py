@@ -1,0 +1,1 @@
+"""Training: the loop, the supernet recipe, the retrain recipe."""

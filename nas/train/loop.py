@@ -1,0 +1,117 @@
+"""The training loop that the supernet and the winners share: AdamW, cosine schedule, a checkpoint after every epoch."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.data import Data
+from nas.files import atomic_write
+from nas.progress import progress
+from search_spaces.errors import InputError
+
+__all__ = ["Objective", "Recipe", "fit"]
+
+Objective = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]
+"""Model, images (B, C, H, W), labels (B,) and step -> losses, each of which is back-propagated before the next is asked for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the steps over which the learning rate rises
+    smoothing: float = 0.1  # label smoothing
+    clip: float = 1.0  # largest gradient norm
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise InputError(
+                f"epochs, batch size and learning rate must be positive, got {self.epochs}, {self.batch_size}, {self.lr}"
+            )
+
+
+def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, label: str) -> None:
+    """Train `model` in place, going on from `checkpoint` if it exists.
+
+    All that is drawn comes from (recipe.seed, epoch or step), so a killed run ends with the weights of an uninterrupted one.
+
+    Raises:
+        InputError: the training split is smaller than one batch, or the loss is no longer finite.
+    """
+    from accelerate import Accelerator
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+
+    batches = data.size("train") // recipe.batch_size
+    if not batches:
+        raise InputError(
+            f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
+        )
+    accelerator = Accelerator()
+    steps = recipe.epochs * batches
+    optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=steps,
+        lr_min=recipe.lr / 100,
+        warmup_t=int(recipe.warmup * steps),
+        warmup_lr_init=recipe.lr / 100,
+        t_in_epochs=False,
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    first = _restore(checkpoint, accelerator.unwrap_model(model), optimizer)
+    with progress(label, steps, done=first * batches) as bar:
+        for epoch in range(first, recipe.epochs):
+            model.train()
+            order = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
+            loader = data.loader("train", recipe.batch_size, seed=order, augment=recipe.augment)
+            for batch, (images, labels) in enumerate(loader):
+                step = epoch * batches + batch
+                schedule.step_update(step)
+                optimizer.zero_grad()
+                total = 0.0
+                for loss in objective(model, images.to(accelerator.device), labels.to(accelerator.device), step):
+                    accelerator.backward(loss)
+                    total += float(loss.detach())
+                if not np.isfinite(total):
+                    raise InputError(f"{label}: the loss is no longer finite at step {step}; lower the learning rate")
+                accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+                optimizer.step()
+                bar.set_postfix(loss=f"{total:.3f}", refresh=False)
+                bar.update()
+            _save(checkpoint, accelerator.unwrap_model(model), optimizer, epoch + 1)
+
+
+def _save(path: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
+    buffer = (
+        io.BytesIO()
+    )  # torch reports a full disk as a RuntimeError; writing bytes ourselves reports it as what it is
+    torch.save({"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def _restore(path: Path, model: nn.Module, optimizer: Any) -> int:
+    """Load a checkpoint into model and optimizer; the number of finished epochs, 0 without a checkpoint."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
+        raise InputError(f"{path} is damaged; remove it to train from the start") from error
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    epoch: int = state["epoch"]
+    return epoch

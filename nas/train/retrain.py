@@ -1,0 +1,113 @@
+"""Retraining one network, with distillation from a teacher where there is one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.losses import distillation
+from nas.data import Data
+from nas.evaluate import accuracy
+from nas.runs import Run
+from nas.train.loop import Objective, Recipe, fit
+from search_spaces.arch import Arch, Network
+from search_spaces.errors import InputError
+
+__all__ = ["Teacher", "fresh_network", "load_network", "retrain"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network whose scores guide the student; `weight` is its share of the loss."""
+
+    network: nn.Module
+    source: str  # recorded in the run's config
+    weight: float = 0.5
+    temperature: float = 2.0
+
+
+def supervised(recipe: Recipe, teacher: Teacher | None) -> Objective:
+    """The objective: cross-entropy on the labels, mixed with distillation where there is a teacher."""
+
+    def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher.network(images)
+            loss = torch.lerp(loss, distillation(logits, target, teacher.temperature), teacher.weight)
+        yield loss
+
+    return losses
+
+
+def fresh_network(arch: Arch, seed: int) -> Network:
+    """The network with weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return arch.build()
+
+
+def retrain(
+    arch: Arch,
+    data: Data,
+    recipe: Recipe,
+    out: Path,
+    *,
+    start: dict[str, Tensor] | None = None,
+    teacher: Teacher | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train `arch` from the weights `start`, or from fresh ones, into the run folder `out`; returns the run's summary.
+
+    The accuracy reported is on search-validation; the test split stays unread.
+
+    Raises:
+        InputError: network, data or teacher do not fit each other, or `out` holds another run.
+    """
+    if arch.image_size != data.image_size or arch.classes != data.classes:
+        raise InputError(
+            f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
+            f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
+        )
+    source = None if teacher is None else teacher.source
+    config = {
+        "arch": arch.id,
+        "data": data.name,
+        "recipe": vars(recipe),
+        "warm_start": start is not None,
+        "teacher": source,
+    }
+    run = Run.start(out, "retrain", config, resume=resume)
+    if run.summary is not None:
+        return run.summary
+    network = fresh_network(arch, recipe.seed)
+    if start is not None:
+        network.load_state_dict(start)
+    if teacher is not None:
+        teacher.network.eval()
+    fit(network, supervised(recipe, teacher), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+    run.save_network(arch, network.state_dict())
+    summary = run.finish({"val_acc": accuracy(network, data, "val"), "weights": str(out / "weights.safetensors")})
+    (out / "checkpoint.pt").unlink()
+    return summary
+
+
+def load_network(path: Path) -> tuple[Network, Arch, Run]:
+    """The network of a retrain run, in eval mode.
+
+    Raises:
+        InputError: no such run, or weights that do not fit its architecture.
+    """
+    run = Run.open(path, "retrain")
+    arch = run.arch()
+    network = arch.build()
+    try:
+        network.load_state_dict(run.weights())
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} do not fit its architecture; train again") from error
+    return network.eval(), arch, run

@@ -1,0 +1,101 @@
+"""Supernet training: the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142, section 3)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.losses import distillation
+from nas.data import Data
+from nas.evaluate import accuracy, calibration_batches
+from nas.runs import Run, load_weights, save_weights
+from nas.train.loop import Objective, Recipe, fit
+from search_spaces import SPACES, Space, Supernet
+from search_spaces.errors import InputError
+
+__all__ = ["RANDOM_PER_STEP", "load_supernet", "new_supernet", "sandwich", "space_named", "train_supernet"]
+
+RANDOM_PER_STEP = 2  # random networks per step, beside the largest and the smallest
+WEIGHTS = "supernet.safetensors"
+
+
+def space_named(name: str, classes: int) -> Space:
+    """The space `name` for a number of classes.
+
+    Raises:
+        InputError: there is no such space.
+    """
+    if name not in SPACES:
+        raise InputError(f"no space called {name!r}; known: {', '.join(SPACES)}")
+    return SPACES[name](classes=classes)
+
+
+def new_supernet(space: Space, seed: int) -> Supernet:
+    """A supernet whose fresh weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Supernet(space)
+
+
+def sandwich(space: Space, recipe: Recipe) -> Objective:
+    """The objective: the largest network learns the labels; the smallest and random ones learn the largest's scores."""
+
+    def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        rng = np.random.default_rng([recipe.seed, step])
+        logits = model(images, space.largest)
+        yield F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+        teacher = logits.detach()
+        for arch in (space.smallest, *(space.sample(rng) for _ in range(RANDOM_PER_STEP))):
+            yield distillation(model(images, arch), teacher)
+
+    return losses
+
+
+def train_supernet(space: Space, data: Data, recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train a supernet of `space` into the run folder `out`; returns the run's summary.
+
+    Raises:
+        InputError: data and space disagree on image size or classes, or `out` holds another run.
+    """
+    if data.image_size != space.largest.image_size or data.classes != space.classes:
+        raise InputError(
+            f"space {space.name} takes {space.largest.image_size}-pixel images of {space.classes} classes, "
+            f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
+        )
+    config = {"space": space.name, "classes": space.classes, "data": data.name, "recipe": vars(recipe)}
+    run = Run.start(out, "train", config, resume=resume)
+    if run.summary is not None:
+        return run.summary
+    supernet = new_supernet(space, recipe.seed)
+    fit(supernet, sandwich(space, recipe), data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
+    save_weights(out / WEIGHTS, supernet.state_dict())
+    found = {}
+    for name, arch in (("largest", space.largest), ("smallest", space.smallest)):
+        network = supernet.extract(arch, supernet.recalibrate(arch, calibration_batches(data, recipe.seed)))
+        found[f"{name}_acc"] = accuracy(network, data, "val")
+    summary = run.finish({"supernet": str(out), **found})
+    (out / "checkpoint.pt").unlink()
+    return summary
+
+
+def load_supernet(path: Path) -> tuple[Supernet, Run]:
+    """A trained supernet and its run.
+
+    Raises:
+        InputError: no finished supernet there, or its weights do not fit the space.
+    """
+    run = Run.open(path, "train")
+    if run.summary is None:
+        raise InputError(
+            f"the supernet in {path} is not trained to the end; go on with `nas train --resume --out {path}`"
+        )
+    supernet = new_supernet(space_named(run.config["space"], run.config["classes"]), 0)
+    try:
+        supernet.load_state_dict(load_weights(path / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{path / WEIGHTS} does not fit the space {run.config['space']}; train again") from error
+    return supernet.eval(), run

@@ -1,0 +1,83 @@
+"""Whether a table's predictions hold: random networks of its space, measured whole."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nas.latency import LatencyTable, Prediction
+from nas.plan import VALIDATION_STREAM, draw
+from nas.timing import ROUNDS, Timing, time_networks
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+from search_spaces.space import Space
+
+__all__ = ["validate"]
+
+
+def validate(
+    table: LatencyTable,
+    nets: int,
+    seed: int,
+    foreign: bool = False,
+    *,
+    rounds: int = ROUNDS,
+    space: Space | None = None,
+) -> dict[str, Any]:
+    """Measure networks that the table has not seen, at its clock, against its predictions.
+
+    Args:
+        table: what to judge.
+        nets: how many networks to draw.
+        seed: draws them, from another stream than the calibration's networks.
+        foreign: accept a table of another machine.
+        rounds: visits that each network gets at least.
+        space: whose networks; without it, the table's.
+
+    Returns:
+        `within_3pct`, `within_5pct`, `within_10pct` (shares of the networks), `mape`, `bias` (mean of predicted over
+        measured, less 1), `kendall_tau`, `noise_floor` (mean split-half noise of the measured), `drift` (this clock
+        over the table's), `nets`, and `networks`: a list of `arch`, `predicted_ms`, `low`, `high`, `measured_ms`,
+        `error`.
+
+    Raises:
+        InputError: fewer than two networks, a table of another machine, or rows that it lacks.
+    """
+    if nets < 2:
+        raise InputError(f"a validation needs at least 2 networks, got {nets}")
+    table.check_machine(foreign)
+    archs = draw(space or table.open_space(), nets, seed, VALIDATION_STREAM)
+    predictions = [table.predict(arch) for arch in archs]
+    timings = time_networks(
+        archs,
+        table.target,
+        reference=table.reference,
+        reference_ms=table.reference_ms,
+        statistic=table.statistic,
+        rounds=rounds,
+        seed=seed,
+    )
+    return _judge(archs, predictions, timings)
+
+
+def _judge(archs: Sequence[Arch], predictions: Sequence[Prediction], timings: Sequence[Timing]) -> dict[str, Any]:
+    from scipy.stats import kendalltau
+
+    predicted = np.array([prediction.ms for prediction in predictions])
+    measured = np.array([timing.ms for timing in timings])
+    errors = predicted / measured - 1
+    networks = [
+        {"arch": arch.id, "predicted_ms": p.ms, "low": p.low, "high": p.high, "measured_ms": t.ms, "error": float(e)}
+        for arch, p, t, e in zip(archs, predictions, timings, errors, strict=True)
+    ]
+    shares = {f"within_{limit}pct": float((np.abs(errors) <= limit / 100).mean()) for limit in (3, 5, 10)}
+    return {
+        **shares,
+        "mape": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+        "noise_floor": float(np.mean([timing.noise for timing in timings])),
+        "drift": timings[0].drift,
+        "nets": len(archs),
+        "networks": networks,
+    }

@@ -1,0 +1,175 @@
+"""`Arch`: an immutable description of a network, the only thing that travels between the parts of the framework."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row
+from search_spaces.errors import InputError
+from search_spaces.states import Logits, Map, State
+
+__all__ = ["SCHEMA", "Arch", "Network"]
+
+SCHEMA = 1  # version of the JSON form
+
+
+class Network(nn.Module):
+    """The blocks of an `Arch`, one after the other: images (B, channels, H, W) -> logits (B, classes)."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A network: input resolution, channels, and block specs; the last block gives the class scores.
+
+    Raises:
+        ValueError: on construction, where a block cannot run on what the block before it gives.
+
+    >>> from search_spaces.blocks import MB3D, MB4D, Head, Stem
+    >>> arch = Arch(64, 3, (Stem(16), MB4D(), MB3D(heads=4, key_dim=16, value_dim=32), Head(10)))
+    >>> Arch.from_json(arch.to_json()) == arch
+    True
+    """
+
+    image_size: int  # pixels of each side
+    channels: int
+    blocks: tuple[BlockSpec, ...]
+    states: tuple[State, ...] = field(init=False, repr=False, compare=False)  # before each block, and after the last
+
+    def __post_init__(self) -> None:
+        """Walk the states through the blocks, which checks that every shape meets the next."""
+        if self.image_size < 1 or self.channels < 1:
+            raise ValueError(f"image_size and channels must be at least 1, got {self.image_size} and {self.channels}")
+        states: list[State] = [Map(self.channels, self.image_size, self.image_size)]
+        for position, spec in enumerate(self.blocks):
+            try:
+                states.append(spec.output(states[-1]))
+            except ValueError as error:
+                raise ValueError(f"block {position} ({spec.kind}): {error}") from error
+        if not isinstance(states[-1], Logits):
+            raise ValueError(f"the last block must give class scores, but the network ends in {states[-1]}")
+        object.__setattr__(self, "states", tuple(states))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        last = self.states[-1]
+        assert isinstance(last, Logits)
+        return last.classes
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name this network, the same on every machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Latency-table rows of the whole network, with repeats."""
+        return tuple(row for spec, state in self.steps() for row in spec.rows(state))
+
+    def with_classes(self, classes: int) -> "Arch":
+        """The same network for another number of classes."""
+        *body, head = self.blocks
+        assert isinstance(head, Head)
+        return dataclasses.replace(self, blocks=(*body, dataclasses.replace(head, classes=classes)))
+
+    def steps(self) -> list[tuple[BlockSpec, State]]:
+        """Each block with its input state."""
+        return list(zip(self.blocks, self.states, strict=False))
+
+    def build(self) -> Network:
+        """The network with fresh weights, in training mode, on the default device."""
+        return Network([spec.build(state) for spec, state in self.steps()])
+
+    def example(self, batch: int = 1, seed: int = 0) -> Tensor:
+        """A random input (batch, channels, image_size, image_size) that depends on `seed` alone."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, self.channels, self.image_size, self.image_size, generator=generator)
+
+    def to_json(self) -> str:
+        """The network as JSON text; equal networks give equal text."""
+        blocks = [{"kind": spec.kind, **_fields(spec)} for spec in self.blocks]
+        value = {
+            "schema": SCHEMA,
+            "kind": "arch",
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "blocks": blocks,
+        }
+        return json.dumps(value)
+
+    @staticmethod
+    def from_json(text: str) -> "Arch":
+        """The network that `to_json` wrote.
+
+        Raises:
+            InputError: not JSON, a newer schema, an unknown block or field, or shapes that do not meet.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not an architecture: invalid JSON at line {error.lineno} ({error.msg})") from error
+        if not isinstance(value, dict) or value.get("kind") != "arch":
+            raise InputError('not an architecture: expected a JSON object with "kind": "arch"')
+        if value.get("schema") != SCHEMA:
+            raise InputError(
+                f"architecture schema {value.get('schema')!r} is not {SCHEMA}; use the version that wrote it"
+            )
+        if not all(isinstance(value.get(name), int) for name in ("image_size", "channels")):
+            raise InputError("not an architecture: image_size and channels must be whole numbers")
+        if not isinstance(value.get("blocks"), list):
+            raise InputError("not an architecture: blocks must be a list")
+        specs = tuple(_spec(position, item) for position, item in enumerate(value["blocks"]))
+        try:
+            return Arch(value["image_size"], value["channels"], specs)
+        except ValueError as error:
+            raise InputError(f"not an architecture: {error}") from error
+
+
+def _fields(spec: BlockSpec) -> dict[str, Any]:
+    assert dataclasses.is_dataclass(spec)
+    return {name: _plain(value) for name, value in dataclasses.asdict(spec).items()}
+
+
+def _plain(value: Any) -> Any:
+    """2.0 as 2, so that equal specs give equal text."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _spec(position: int, value: Any) -> BlockSpec:
+    """The spec of one JSON object, its fields checked by name and type."""
+    where = f"not an architecture: block {position}"
+    if not isinstance(value, dict) or value.get("kind") not in BLOCKS:
+        kind = value.get("kind") if isinstance(value, dict) else value
+        raise InputError(f"{where} has kind {kind!r}; known: {', '.join(BLOCKS)}")
+    cls = BLOCKS[value["kind"]]
+    assert dataclasses.is_dataclass(cls)
+    given = {name: item for name, item in value.items() if name != "kind"}
+    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    for name, item in given.items():
+        if name not in types:
+            raise InputError(f"{where} ({value['kind']}) has no field {name!r}; known: {', '.join(types)}")
+        whole = isinstance(item, int)
+        accepted = {int: whole and not isinstance(item, bool), bool: isinstance(item, bool)}
+        accepted[float] = accepted[int] or isinstance(item, float)
+        if not accepted[types[name]]:  # specs hold int, float and bool only
+            raise InputError(f"{where} ({value['kind']}): {name} cannot be {item!r}")
+    try:
+        spec = cls(**given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} ({value['kind']}): {error}") from error
+    assert isinstance(spec, BlockSpec)
+    return spec

@@ -1,0 +1,18 @@
+"""One file a block kind; a new kind is one file and one line in `BLOCKS`."""
+
+from search_spaces.blocks.base import BlockSpec, Row
+from search_spaces.blocks.embed import Embed
+from search_spaces.blocks.head import Head
+from search_spaces.blocks.mb3d import MB3D
+from search_spaces.blocks.mb4d import MB4D
+from search_spaces.blocks.stem import Stem
+
+__all__ = ["BLOCKS", "MB3D", "MB4D", "BlockSpec", "Embed", "Head", "Row", "Stem"]
+
+BLOCKS: dict[str, type[BlockSpec]] = {
+    "stem": Stem,
+    "embed": Embed,
+    "mb4d": MB4D,
+    "mb3d": MB3D,
+    "head": Head,
+}

@@ -1,0 +1,58 @@
+"""What every block kind promises: its output state, its cost in closed form, its latency-table rows, its module."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from search_spaces.states import State
+
+__all__ = ["BlockSpec", "Row"]
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """Key of one latency-table row: a sub-block at the shapes it runs on.
+
+    Keys are joint over all that moves the time, because per-dimension linear tables are known to fail for
+    transformers. Only `positions` may ever be interpolated, so it stands apart.
+    """
+
+    op: str  # the sub-block, such as "mb4d.ffn"
+    positions: int  # places on the map, or tokens, at the input
+    dims: tuple[tuple[str, int], ...]  # everything else that decides the time, in a fixed order
+
+    @property
+    def key(self) -> str:
+        """The row's name in a table file, such as `mb4d.ffn@256[c=32,hidden=128]`."""
+        return f"{self.op}@{self.positions}[{','.join(f'{name}={value}' for name, value in self.dims)}]"
+
+
+class BlockSpec(ABC):
+    """Base of the frozen dataclasses that describe a block. All that must know a block kind lives in its own file.
+
+    Every method takes the input state and raises `ValueError` where the block cannot run on it.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def output(self, state: State) -> State:
+        """The state that the block gives for this input state."""
+
+    @abstractmethod
+    def macs(self, state: State) -> int:
+        """Multiply-accumulates of convolutions, linear layers and matmuls for one image; all else counts zero."""
+
+    @abstractmethod
+    def params(self, state: State) -> int:
+        """Number of learned values."""
+
+    @abstractmethod
+    def rows(self, state: State) -> tuple[Row, ...]:
+        """The latency-table rows whose times add up to the block's."""
+
+    @abstractmethod
+    def build(self, state: State) -> nn.Module:
+        """The module with freshly initialised weights; parameter names do not depend on sizes, so banks can share them."""

@@ -1,0 +1,142 @@
+"""`Space`: the networks a search may choose from, as a fixed-length code that any sampler can drive."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.arch import Arch
+from search_spaces.blocks import BlockSpec, Row
+from search_spaces.errors import InputError
+from search_spaces.states import State
+
+__all__ = ["Choice", "Code", "Space"]
+
+Code = NDArray[np.int64]  # (positions,) index into each choice's values
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One position of the code; `values` only ever get appended, so that codes and supernets outlive versions."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+class Space(ABC):
+    """A set of Archs.
+
+    A position that does not matter for a network (the FFN ratio of a block that is not there) is inactive and
+    holds 0 in the canonical code, so that equal networks have equal codes.
+    """
+
+    name: str
+    classes: int
+    choices: tuple[Choice, ...]
+
+    @abstractmethod
+    def repair(self, code: Code) -> Code:
+        """The canonical code nearest to any code of the right length: in range, rules kept, inactive positions 0."""
+
+    @abstractmethod
+    def _build(self, code: Code) -> Arch:
+        """The network of a canonical code."""
+
+    @abstractmethod
+    def _read(self, arch: Arch) -> Code | None:
+        """A code whose network may be `arch`, or None where it has no such form."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of different networks."""
+
+    @property
+    @abstractmethod
+    def smallest(self) -> Arch:
+        """The network with the least of every choice."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> Arch:
+        """The network with the most of every choice."""
+
+    @abstractmethod
+    def slots(self, arch: Arch) -> tuple[str, ...]:
+        """For each block of `arch`, the name of the shared weights it takes its own from; `arch` may have widths between the choices."""
+
+    @cached_property
+    @abstractmethod
+    def bank(self) -> Mapping[str, tuple[BlockSpec, State]]:
+        """Each slot's largest block and the largest state that it may meet."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> tuple[Row, ...]:
+        """Every latency-table row that a network of this space may need, in a fixed order."""
+
+    @abstractmethod
+    def probes(self) -> tuple[Arch, ...]:
+        """Networks to time so that the time of every row can be told: chains of equal blocks in the context they run in."""
+
+    def decode(self, code: Code) -> Arch:
+        """The network of a code of shape (positions,).
+
+        Raises:
+            InputError: the code has another length or a value out of range.
+        """
+        code = np.asarray(code, dtype=np.int64)
+        limits = np.array([len(choice.values) for choice in self.choices])
+        if code.shape != limits.shape:
+            raise InputError(f"a code of {self.name} has shape {limits.shape}, got {code.shape}")
+        if (code < 0).any() or (code >= limits).any():
+            wrong = int(np.flatnonzero((code < 0) | (code >= limits))[0])
+            raise InputError(
+                f"code position {wrong} ({self.choices[wrong].name}) holds {code[wrong]}, outside 0..{limits[wrong] - 1}"
+            )
+        return self._build(self.repair(code))
+
+    def encode(self, arch: Arch) -> Code:
+        """The canonical code of a network of this space.
+
+        Raises:
+            InputError: the network is not in the space.
+        """
+        code = self._read(arch)
+        if code is None or self._build(self.repair(code)) != arch:
+            raise InputError(f"network {arch.id} is not in the space {self.name}")
+        return self.repair(code)
+
+    def contains(self, arch: Arch) -> bool:
+        """Whether `arch` is one of the networks."""
+        code = self._read(arch)
+        return code is not None and self._build(self.repair(code)) == arch
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """A network drawn with every position uniform."""
+        return self._build(self.repair(self._draw(rng)))
+
+    def mutate(self, arch: Arch, rng: np.random.Generator, rate: float = 0.1) -> Arch:
+        """Draw each position anew with probability `rate`, at least one of them; never gives back `arch` unless it is alone.
+
+        Bounded: after 100 draws that changed nothing active, a network drawn afresh is returned.
+        """
+        code = self.encode(arch)
+        for _ in range(100):
+            chosen = rng.random(len(code)) < rate
+            chosen[rng.integers(len(code))] = True
+            child = self._build(self.repair(np.where(chosen, self._draw(rng), code)))
+            if child != arch:
+                return child
+        return self.sample(rng)
+
+    def crossover(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
+        """Take each position from one parent or the other."""
+        one, two = self.encode(first), self.encode(second)
+        return self._build(self.repair(np.where(rng.random(len(one)) < 0.5, one, two)))
+
+    def _draw(self, rng: np.random.Generator) -> Code:
+        return np.array([rng.integers(len(choice.values)) for choice in self.choices], dtype=np.int64)

@@ -1,0 +1,10 @@
+"""One file a family of spaces; a new space is one line in `SPACES`."""
+
+from collections.abc import Callable
+
+from search_spaces.space import Space
+from search_spaces.spaces.hybrid import hybrid_digits
+
+__all__ = ["SPACES"]
+
+SPACES: dict[str, Callable[..., Space]] = {"hybrid_digits": hybrid_digits}

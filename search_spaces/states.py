@@ -1,0 +1,45 @@
+"""What travels between blocks: the shapes a block accepts and gives."""
+
+from dataclasses import dataclass
+
+__all__ = ["Logits", "Map", "State", "Tokens", "tokens_of"]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A feature map; tensors are (B, channels, height, width)."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def positions(self) -> int:
+        """Number of places on the map."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sequence of `count` tokens that lie on `grid` in row order; tensors are (B, count, channels)."""
+
+    count: int
+    channels: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Class scores; tensors are (B, classes)."""
+
+    classes: int
+
+
+State = Map | Tokens | Logits
+
+
+def tokens_of(state: Map | Tokens) -> Tokens:
+    """The token view of a map, row by row; tokens stay as they are."""
+    if isinstance(state, Tokens):
+        return state
+    return Tokens(state.positions, state.channels, (state.height, state.width))

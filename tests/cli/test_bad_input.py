@@ -1,0 +1,147 @@
+"""Bad input: one clear line on stderr, the right exit code, no traceback, nothing half-written."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nas.runs import Run
+from search_spaces import SPACES
+from tests.search_spaces.test_arch import SMALL
+
+LIMIT = 200_000  # bytes that a file may have when the disk is "full"
+
+
+def nas(*words: object, full_disk: bool = False) -> subprocess.CompletedProcess[str]:
+    def shrink() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+    command = [sys.executable, "-c", "from nas.cli import main; main()", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=100, preexec_fn=shrink if full_disk else None
+    )
+
+
+def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """Exit code, and one line (after progress, if any) that holds the parts."""
+    assert found.returncode == code, found.stderr
+    assert "Traceback" not in found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    for part in parts:
+        assert part in last, last
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("train", "--space", "hybrid_mars", "--data", "digits64"), ("hybrid_mars", "hybrid_digits")),
+        (("train", "--space", "hybrid_digits", "--data", "digits65"), ("digits65", "digits64")),
+        (("measure", "--space", "hybrid_mars"), ("hybrid_mars", "hybrid_digits")),
+        (("measure", "--space", "hybrid_digits", "--target", "toaster-ort-fp32-b1-t1"), ("toaster", "cpu-ort-fp32")),
+        (("describe", "efficientformer_l9"), ("efficientformer_l9", "efficientformer_l1")),
+        (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "-1"), ("--budget-ms", "-1")),
+        (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "fast"), ("--budget-ms", "fast")),
+        (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "1"), ("nowhere", "no run")),
+        (("validate", "nowhere.csv"), ("nowhere.csv",)),
+        (("evaluate", "nowhere", "--data", "digits64"), ("nowhere", "no run")),
+        (("export", "efficientformer_l1", "--format", "floppy"), ("floppy", "onnx")),
+        (("report", "nowhere"), ("nowhere", "no run")),
+    ],
+)
+def test_names_that_do_not_exist(words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    out = () if words[0] in ("describe", "search", "validate", "evaluate", "report") else ("--out", tmp_path / "out")
+    refused(nas(*words, *out), 2, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_corrupt_architecture_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(SMALL.to_json()[:-20])
+    refused(nas("describe", path), 2, str(path), "not valid JSON")
+
+
+def test_truncated_weights(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "r", "retrain", {}, resume=False)
+    arch = SPACES["hybrid_digits"]().smallest
+    run.save_network(arch, arch.build().state_dict())
+    weights = tmp_path / "r" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(
+        nas("export", tmp_path / "r", "--out", tmp_path / "out"),
+        2,
+        "weights.safetensors",
+        "not a whole safetensors file",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def folder(root: Path) -> Path:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(12):
+                Image.new("RGB", (80, 70), (20 * index, 100, 50)).save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_empty_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(
+        nas(
+            "train",
+            "--space",
+            "hybrid_digits",
+            "--data",
+            f"imagefolder:{tmp_path / 'empty'}",
+            "--out",
+            tmp_path / "out",
+        ),
+        2,
+        "empty",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_unreadable_image_is_named(tmp_path: Path) -> None:
+    root = folder(tmp_path / "images")
+    (root / "train" / "cat" / "3.png").write_bytes(b"not a picture")
+    words = ("train", "--space", "hybrid_digits", "--data", f"imagefolder:{root}", "--epochs", 1, "--batch-size", 8)
+    refused(nas(*words, "--out", tmp_path / "out"), 2, "3.png")
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    Run.start(tmp_path / "r", "train", {"seed": 1}, resume=False)
+    before = (tmp_path / "r" / "config.json").read_text()
+    refused(nas("train", "--space", "hybrid_digits", "--data", "digits64", "--out", tmp_path / "r"), 2, "--resume")
+    assert (tmp_path / "r" / "config.json").read_text() == before
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """The exported network is larger than any file may be."""
+    found = nas("export", "efficientformer_l1", "--out", tmp_path / "out", full_disk=True)
+    refused(found, 2, "cannot write", ".onnx")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_missing_option_is_the_parsers_own_box() -> None:
+    found = nas("search")
+    assert found.returncode == 2
+    assert "Missing option" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_json_is_one_object_and_nothing_else() -> None:
+    found = nas("describe", "efficientformer_l1", "--json")
+    assert found.returncode == 0, found.stderr
+    value = json.loads(found.stdout)
+    assert value["params"] == 12289928
+    assert value["macs"] == 1291284736
+    for other in ("macs_fvcore", "macs_thop"):
+        assert value[other] == pytest.approx(value["macs"], rel=0.01)
+    assert value["predicted_ms"] is None
+    assert len(value["blocks"]) == 20

@@ -1,0 +1,71 @@
+"""What every block kind promises, for every kind in BLOCKS."""
+
+import pytest
+import torch
+
+from search_spaces import BLOCKS
+from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Stem
+from search_spaces.states import Logits, Map, State, Tokens
+
+CASES: dict[str, list[tuple[BlockSpec, State]]] = {
+    "stem": [(Stem(8), Map(3, 16, 16)), (Stem(6), Map(1, 15, 17))],
+    "embed": [(Embed(12), Map(8, 8, 8)), (Embed(5), Map(8, 7, 9))],
+    "mb4d": [(MB4D(), Map(8, 4, 4)), (MB4D(ratio=1.5, layer_scale=0.1), Map(6, 3, 5))],
+    "mb3d": [(MB3D(2, 4, 8, 2), Map(8, 4, 4)), (MB3D(3, 5, 7, 1), Tokens(12, 6, (3, 4)))],
+    "head": [(Head(5), Tokens(12, 6, (3, 4))), (Head(3, distilled=True), Map(6, 4, 4))],
+}
+ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]
+
+
+def tensor(state: State) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    assert not isinstance(state, Logits)
+    shape = (
+        (2, state.channels, state.height, state.width) if isinstance(state, Map) else (2, state.count, state.channels)
+    )
+    return torch.randn(*shape, generator=generator)
+
+
+def test_every_kind_has_cases() -> None:
+    assert CASES.keys() == BLOCKS.keys()
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> None:
+    assert BLOCKS[kind] is type(spec)
+    assert spec.kind == kind
+    module = spec.build(state)
+    out, promised = module(tensor(state)), spec.output(state)
+    if isinstance(promised, Map):
+        assert out.shape == (2, promised.channels, promised.height, promised.width)
+    elif isinstance(promised, Tokens):
+        assert out.shape == (2, promised.count, promised.channels)
+    else:
+        assert out.shape == (2, promised.classes)
+    assert sum(parameter.numel() for parameter in module.parameters()) == spec.params(state)
+    keys = [row.key for row in spec.rows(state)]
+    assert keys
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: State) -> None:
+    module = spec.build(state)
+    out = module(tensor(state))
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: State) -> None:
+    """A row must not be shared by sub-blocks that take different times."""
+    wider = Map(state.channels * 2, 16, 16) if isinstance(state, Map) else Tokens(49, 12, (7, 7))
+    assert not {row.key for row in spec.rows(state)} & {row.key for row in spec.rows(wider)}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_logits_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="got Logits"):
+        CASES[kind][0][0].output(Logits(3))

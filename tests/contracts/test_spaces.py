@@ -1,0 +1,159 @@
+"""What every space promises, for every space in SPACES."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search_spaces import SPACES, Arch, InputError, Space, Supernet
+from search_spaces.blocks import MB4D, Head, Stem
+
+NAMES = sorted(SPACES)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def codes(space: Space) -> st.SearchStrategy[list[int]]:
+    return st.tuples(*(st.integers(0, len(choice.values) - 1) for choice in space.choices)).map(list)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_code_decodes_and_its_canonical_form_is_stable(name: str) -> None:
+    space = SPACES[name]()
+
+    @QUICK
+    @given(codes(space))
+    def check(raw: list[int]) -> None:
+        arch = space.decode(np.array(raw))
+        code = space.encode(arch)
+        assert space.decode(code) == arch
+        np.testing.assert_array_equal(space.repair(np.array(raw)), code)
+        assert space.contains(arch)
+        assert Arch.from_json(arch.to_json()) == arch
+        assert set(arch.rows) <= set(space.rows)
+
+    check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repair_takes_values_out_of_range(name: str) -> None:
+    space = SPACES[name]()
+    far = np.full(len(space.choices), 10**6)
+    assert space.contains(space.decode(space.repair(far)))
+    assert space.decode(space.repair(-far)) == space.smallest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutation_changes_and_crossover_inherits(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(0)
+    for _ in range(50):
+        one, two = space.sample(rng), space.sample(rng)
+        mutant, child = space.mutate(one, rng), space.crossover(one, two, rng)
+        assert mutant != one
+        assert space.contains(mutant)
+        assert space.contains(child)
+    assert space.crossover(one, one, rng) == one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_networks(name: str) -> None:
+    space = SPACES[name]()
+    first = [space.sample(np.random.default_rng(3)) for _ in range(2)]
+    assert first[0] == first[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extremes_bound_the_space(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(1)
+
+    def params(arch: Arch) -> int:
+        return sum(spec.params(state) for spec, state in arch.steps())
+
+    drawn = [params(space.sample(rng)) for _ in range(200)]
+    assert params(space.smallest) <= min(drawn)
+    assert params(space.largest) >= max(drawn)
+    assert space.contains(space.smallest)
+    assert space.contains(space.largest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_in_the_space_is_refused(name: str) -> None:
+    space = SPACES[name]()
+    stranger = Arch(32, 3, (Stem(8), MB4D(), Head(2)))
+    assert not space.contains(stranger)
+    with pytest.raises(InputError, match="not in the space"):
+        space.encode(stranger)
+    with pytest.raises(InputError, match="shape"):
+        space.decode(np.zeros(1, dtype=np.int64))
+    wrong = np.zeros(len(space.choices), dtype=np.int64)
+    wrong[1] = -1
+    with pytest.raises(InputError, match="position 1"):
+        space.decode(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probes_tell_the_time_of_every_network(name: str) -> None:
+    """Row counts of the probes must span those of the space, or a latency table could not predict it."""
+    space, rng = SPACES[name](), np.random.default_rng(2)
+    place = {row: column for column, row in enumerate(space.rows)}
+
+    def counts(arch: Arch) -> np.ndarray:
+        vector = np.zeros(len(place))
+        for row in arch.rows:
+            vector[place[row]] += 1
+        return vector
+
+    probes = np.stack([counts(arch) for arch in space.probes()])
+    networks = np.stack([counts(space.sample(rng)) for _ in range(300)])
+    solution, *_ = np.linalg.lstsq(probes.T, networks.T, rcond=None)
+    np.testing.assert_allclose(probes.T @ solution, networks.T, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_supernet_equals_extracted_network(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(4)
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    images = torch.randn(4, 3, space.largest.image_size, space.largest.image_size)
+    labels = torch.zeros(4, dtype=torch.long)
+    for arch in (space.smallest, space.largest, *(space.sample(rng) for _ in range(10))):
+        stats = supernet.recalibrate(arch, [(images, labels), (images * 0.5, labels)])
+        network = supernet.extract(arch, stats)
+        with torch.no_grad():
+            torch.testing.assert_close(supernet(images, arch, stats), network(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_supernet_keeps_no_state(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(5)
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    images = torch.randn(4, 3, space.largest.image_size, space.largest.image_size)
+    labels = torch.zeros(4, dtype=torch.long)
+    arch, other = space.sample(rng), space.sample(rng)
+    before = {key: tensor.clone() for key, tensor in supernet.state_dict().items()}
+    with torch.no_grad():
+        first = supernet(images, arch)
+        stats = supernet.recalibrate(arch, [(images, labels)])
+        with_stats = supernet(images, arch, stats)
+        supernet(images, other)
+        supernet.recalibrate(other, [(images, labels)])
+        torch.testing.assert_close(supernet(images, arch), first, rtol=0, atol=0)
+        torch.testing.assert_close(supernet(images, arch, stats), with_stats, rtol=0, atol=0)
+    assert before.keys() == supernet.state_dict().keys()
+    for key, tensor in supernet.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_shared_parameter(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(6)
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    images = torch.randn(2, 3, space.largest.image_size, space.largest.image_size)
+    for arch in (space.largest, space.smallest, *(space.sample(rng) for _ in range(40))):
+        supernet(images, arch).square().sum().backward()
+    for key, parameter in supernet.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.abs().sum() > 0, key

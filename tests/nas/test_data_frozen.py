@@ -1,0 +1,42 @@
+"""The generated images are frozen: published accuracies rest on them.
+
+If this fails after a change to a generator or its knobs, raise that module's `GENERATOR_VERSION`, which renames the
+cached files, put the new digests here, and measure every published figure on that data set again. If it fails without
+a change, on a new machine or with a new numpy or scikit-learn, the images there differ: figures may not be compared.
+"""
+
+import hashlib
+
+import pytest
+
+from nas.data import SPLITS, Split, contours, digits64
+from nas.data.cache import Images
+
+COUNT = 64
+VERSIONS = {"digits64": 1, "contours": 1}
+DIGESTS: dict[tuple[str, Split], str] = {
+    ("digits64", "train"): "397c995676bdf6d129712bafdcc842c38851d6ab6a41f7258d91f82f5e704ac7",
+    ("digits64", "val"): "52c90e6e569b88feb4b249a97bcd983cf45a5fc92acd9a69a4865bd579dad622",
+    ("digits64", "test"): "ff447157d2efbc45f2df667f639ac7fc88f290bca523ecc9142bb81fbfc4956b",
+    ("contours", "train"): "c0917080c8e27249440e24e35fd31a493af68a853b4e8c8ac97b6816d6f15d26",
+    ("contours", "val"): "834c9a43ea627df829048176d3f7fedeb2cc0e51a03ed398b0110b807ddf8cce",
+    ("contours", "test"): "bda3b94a68e170cefa262007d935147726f9a76f81056bad3de9db81f555e724",
+}
+
+
+def sample(name: str, split: Split) -> Images:
+    if name == "digits64":
+        return digits64.generate(split, COUNT, seed=0)
+    return contours.generate(contours.CLASSES, 64, COUNT, 0, split)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["digits64", "contours"])
+def test_the_first_images_are_those_of_this_version(name: str, split: Split) -> None:
+    made = sample(name, split)
+    content = made.pixels.tobytes() + made.labels.astype("<i8").tobytes()
+    assert hashlib.sha256(content).hexdigest() == DIGESTS[name, split]
+
+
+def test_the_digests_belong_to_this_version() -> None:
+    assert {"digits64": digits64.GENERATOR_VERSION, "contours": contours.GENERATOR_VERSION} == VERSIONS

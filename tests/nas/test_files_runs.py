@@ -1,0 +1,112 @@
+"""Run folders: whole after a kill, refused when they are another run's."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nas.files import atomic_path, atomic_write, read_json, write_json
+from nas.runs import Run, load_weights, read_arch, save_weights
+from search_spaces import InputError
+from tests.search_spaces.test_arch import SMALL
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+
+    def fill(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left"), atomic_path(target) as temporary:
+        fill(temporary)
+    assert read_json(target) == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nan_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff\xfe{", "cannot be read")]
+)
+def test_unreadable_json_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_start_resume_and_refusals(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"seed": 1}
+    run = Run.start(tmp_path / "r", "search", config, resume=False)
+    run.append({"a": 1})
+    with pytest.raises(InputError, match="--resume"):
+        Run.start(tmp_path / "r", "search", config, resume=False)
+    with pytest.raises(InputError, match="seed = 1, not 2"):
+        Run.start(tmp_path / "r", "search", {"seed": 2}, resume=True)
+    with pytest.raises(InputError, match="not a train run"):
+        Run.open(tmp_path / "r", "train")
+    again = Run.start(tmp_path / "r", "search", config, resume=True)
+    assert again.records() == [{"a": 1}]
+    assert again.summary is None
+    again.finish({"done": True})
+    assert Run.open(tmp_path / "r").summary == {"done": True}
+
+
+def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        Run.start(tmp_path, "search", {}, resume=True)
+    with pytest.raises(InputError, match="holds no run"):
+        Run.open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_torn_last_record_is_dropped_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "r", "search", {}, resume=False)
+    run.append({"a": 1})
+    path = run.path / "records.jsonl"
+    with path.open("a") as file:
+        file.write('{"a": 2')
+    assert run.records() == [{"a": 1}]
+    run.append({"a": 3})
+    assert run.records() == [{"a": 1}, {"a": 3}]
+    path.write_text('{"a": \n' + json.dumps({"a": 1}) + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        run.records()
+
+
+def test_networks_round_trip_and_damage_is_named(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "r", "retrain", {}, resume=False)
+    weights = SMALL.build().state_dict()
+    run.save_network(SMALL, weights)
+    assert run.arch() == SMALL
+    for name, tensor in run.weights().items():
+        assert torch.equal(tensor, weights[name])
+    path = run.path / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        run.weights()
+    path.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        load_weights(path)
+    atomic_write(run.path / "arch.json", "{}")
+    with pytest.raises(InputError, match=r"arch\.json: not an architecture"):
+        read_arch(run.path / "arch.json")
+
+
+def test_views_of_shared_weights_can_be_saved(tmp_path: Path) -> None:
+    bank = torch.arange(12.0).reshape(3, 4)
+    save_weights(tmp_path / "w.safetensors", {"a": bank[:2, :2], "b": bank[:1]})
+    found = load_weights(tmp_path / "w.safetensors")
+    assert torch.equal(found["a"], bank[:2, :2])

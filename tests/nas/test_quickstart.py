@@ -1,0 +1,73 @@
+"""The whole path, small: every file of the run is there, agrees with the others, and a resumed run adds nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas.latency import LatencyTable
+from nas.report import sketch
+from nas.runs import read_arch
+from nas.runtimes import RUNTIMES
+from nas.target import Target
+from search_spaces import zoo
+from tests.search_spaces.test_arch import SMALL
+
+COMMAND = [sys.executable, "-c", "from nas.cli import main; main()", "quickstart", "--json"]
+SMALLEST = ["--trials", "8", "--supernet-epochs", "1", "--epochs", "1", "--rounds", "4"]
+
+
+def quickstart(out: Path, *more: str) -> dict[str, Any]:
+    command = [*COMMAND, *SMALLEST, "--out", str(out), *more]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=400)
+    value: dict[str, Any] = json.loads(found.stdout)
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_quickstart_killed_resumed_and_read_back(tmp_path: Path) -> None:
+    out = tmp_path / "q"
+    process = subprocess.Popen([*COMMAND, *SMALLEST, "--out", str(out)], stdout=subprocess.DEVNULL)
+    while not (out / "search" / "records.jsonl").exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    summary = quickstart(out, "--resume")
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert quickstart(out, "--resume") == summary
+    table = LatencyTable.load(next((out / "table").glob("*.json")))
+    budgets = [result["budget_ms"] / summary["largest"]["measured_ms"] for result in summary["results"]]
+    np.testing.assert_allclose(budgets, (0.4, 0.6, 0.8))
+    for result in summary["results"]:
+        check_result(out, result, table)
+    page = (out / summary["report"]).read_text()
+    assert "<script src=" not in page
+    assert "<link" not in page
+    for result in summary["results"]:
+        assert sketch(read_arch(out / result["arch"])) in page
+        assert f"{result['measured_ms']:.3f}" in page
+
+
+def check_result(out: Path, result: dict[str, Any], table: LatencyTable) -> None:
+    assert result["measured_ms"] <= result["budget_ms"]
+    assert result["onnx_max_abs_diff"] <= 1e-4
+    assert result["onnx_top1_agreement"] >= 0.999
+    assert 0 <= result["search_acc"] <= 1
+    assert 0.1 < result["test_acc"] <= 1
+    arch = read_arch(out / result["arch"])
+    assert table.predict(arch).ms == pytest.approx(result["predicted_ms"])
+    assert (out / result["weights"]).is_file()
+    session = RUNTIMES["ort"].from_file(out / result["onnx"], Target.parse("cpu-ort-fp32-b1-t1"))
+    assert session.run(arch.example().numpy()).shape == (1, arch.classes)
+
+
+def test_sketch_tells_widths_kinds_and_ratios() -> None:
+    assert sketch(SMALL) == "8: 4D×2 | 16: 4D×1 3D×2"
+    assert sketch(zoo.arch("efficientformer_l1")).endswith("448: 4D×4 4D×4 4D×4 3D×4")

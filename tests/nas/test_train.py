@@ -1,0 +1,159 @@
+"""Training: it learns, resumes to the same weights after a kill, and refuses what does not fit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from nas.evaluate import accuracy, calibration_batches, correct
+from nas.runs import load_weights
+from nas.train.loop import Recipe, fit
+from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
+from nas.train.supernet import load_supernet, new_supernet, space_named, train_supernet
+from search_spaces import SPACES, InputError
+from tests.nas.toy import toy, toy_space
+
+RECIPE = Recipe(epochs=3, batch_size=32, lr=5e-3)
+SPACE = toy_space()
+
+
+@pytest.fixture(autouse=True)
+def toy_is_known() -> object:
+    with patch.dict(SPACES, {"hybrid_toy": toy_space}):
+        yield
+
+
+def test_the_supernet_learns_and_so_do_its_extremes(tmp_path: Path) -> None:
+    summary = train_supernet(SPACE, toy(), replace(RECIPE, epochs=6), tmp_path / "s")
+    assert summary["largest_acc"] > 0.7
+    assert summary["smallest_acc"] > 0.4
+    supernet, run = load_supernet(tmp_path / "s")
+    network = supernet.extract(SPACE.largest, supernet.recalibrate(SPACE.largest, calibration_batches(toy(), 0)))
+    assert accuracy(network, toy(), "val") == pytest.approx(summary["largest_acc"])
+    assert run.config["space"] == "hybrid_toy"
+    assert not (tmp_path / "s" / "checkpoint.pt").exists()
+
+
+def test_retraining_starts_from_given_weights_and_follows_the_teacher(tmp_path: Path) -> None:
+    arch, data = SPACE.smallest, toy()
+    teacher = fresh_network(SPACE.largest, 1)
+    fit(teacher, supervised(RECIPE, None), data, replace(RECIPE, epochs=6), tmp_path / "t.pt", "teacher")
+    still = Recipe(epochs=1, batch_size=32, lr=1e-9, weight_decay=0.0)
+    start = fresh_network(arch, 5).state_dict()
+    retrain(arch, data, still, tmp_path / "still", start=start)
+    kept = load_weights(tmp_path / "still" / "weights.safetensors")
+    for name, tensor in start.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-5)
+    images = data.loader("val", 64).dataset.tensors[0]  # type: ignore[attr-defined]
+
+    def distance(folder: str, guide: Teacher | None) -> float:
+        retrain(arch, data, RECIPE, tmp_path / folder, start=start, teacher=guide)
+        network, loaded, run = load_network(tmp_path / folder)
+        assert loaded == arch
+        assert run.config["teacher"] == (None if guide is None else "big")
+        with torch.no_grad():
+            return float((network(images).softmax(1) - teacher.eval()(images).softmax(1)).abs().mean())
+
+    assert distance("with", Teacher(teacher, "big", weight=1.0)) < distance("without", None)
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    import torch
+    from nas.train.supernet import train_supernet
+    from nas.train.loop import Recipe
+    from tests.nas.toy import toy, toy_space
+    torch.set_num_threads(1)
+    train_supernet(toy_space(), toy(), Recipe(epochs=4, batch_size=32, lr=5e-3), Path(sys.argv[1]), resume=True)
+"""
+
+
+def test_kill_nine_and_resume_ends_with_the_same_weights(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=100)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")])
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, timeout=100)
+    whole, resumed = (load_weights(tmp_path / name / "supernet.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    network = fresh_network(SPACE.smallest, 0)
+    data = toy(40)
+    images, labels = data.loader("test", 40).dataset.tensors  # type: ignore[attr-defined]
+    with torch.no_grad():
+        wanted = (network.eval()(images).argmax(1) == labels).numpy()
+    np.testing.assert_array_equal(correct(network, data, "test"), wanted)
+    assert accuracy(network, data, "test", limit=10) == wanted[:10].mean()
+
+
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="32 pixels and 4 classes"):
+        train_supernet(SPACES["hybrid_digits"](), toy(), RECIPE, tmp_path / "s")
+    with pytest.raises(InputError, match="of 9 classes"):
+        retrain(SPACE.smallest.with_classes(9), toy(), RECIPE, tmp_path / "s")
+    with pytest.raises(InputError, match="fewer than a batch"):
+        fit(fresh_network(SPACE.smallest, 0), supervised(RECIPE, None), toy(8), RECIPE, tmp_path / "c.pt", "x")
+    with pytest.raises(InputError, match="no space called 'other'"):
+        space_named("other", 4)
+    with pytest.raises(InputError, match="must be positive"):
+        Recipe(epochs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_explodes_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no longer finite"):
+        fit(
+            new := fresh_network(SPACE.smallest, 0),
+            supervised(RECIPE, None),
+            toy(),
+            Recipe(2, 32, lr=1e18, warmup=0.0),
+            tmp_path / "c.pt",
+            "x",
+        )
+    assert new is not None
+
+
+def test_damaged_and_unfinished_runs_are_named(tmp_path: Path) -> None:
+    train_supernet(SPACE, toy(), replace(RECIPE, epochs=1), tmp_path / "s")
+    weights = tmp_path / "s" / "supernet.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a whole safetensors"):
+        load_supernet(tmp_path / "s")
+    (tmp_path / "s" / "summary.json").unlink()
+    with pytest.raises(InputError, match="not trained to the end"):
+        load_supernet(tmp_path / "s")
+    (tmp_path / "c.pt").write_bytes(b"junk")
+    with pytest.raises(InputError, match="damaged"):
+        fit(fresh_network(SPACE.smallest, 0), supervised(RECIPE, None), toy(), RECIPE, tmp_path / "c.pt", "x")
+    retrain(SPACE.smallest, toy(), replace(RECIPE, epochs=1), tmp_path / "r")
+    (tmp_path / "r" / "arch.json").write_text(SPACE.largest.to_json())
+    with pytest.raises(InputError, match="do not fit"):
+        load_network(tmp_path / "r")
+
+
+def test_fresh_weights_follow_from_the_seed_and_leave_torch_alone() -> None:
+    state = torch.random.get_rng_state()
+    one, two, other = (new_supernet(SPACE, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    name = next(name for name in one if name.endswith("conv1.weight"))
+    assert torch.equal(one[name], two[name])
+    assert not torch.equal(one[name], other[name])

@@ -1,0 +1,92 @@
+"""The Arch: shapes that meet, JSON that round-trips, and identity."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from search_spaces import Arch, InputError, zoo
+from search_spaces.blocks import MB3D, MB4D, Embed, Head, Stem
+from search_spaces.states import Logits, Map, Tokens
+
+SMALL = Arch(32, 3, (Stem(8), MB4D(2), Embed(16), MB4D(1), MB3D(2, 4, 8, 2), Head(5)))
+
+
+def test_states_follow_the_blocks() -> None:
+    assert SMALL.states[1] == Map(8, 8, 8)
+    assert SMALL.states[4] == Map(16, 4, 4)
+    assert SMALL.states[5] == Tokens(16, 16, (4, 4))
+    assert SMALL.states[-1] == Logits(5)
+    assert SMALL.classes == 5
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ((Stem(8), MB3D(), MB4D(), Head(2)), "block 2 .mb4d.: MB4D takes a map"),
+        ((Stem(8), MB3D(), Embed(8), Head(2)), "block 2 .embed.: an embed takes a map"),
+        ((Stem(8), MB4D()), "must give class scores"),
+        ((Stem(8), Head(2), Head(2)), "block 2 .head."),
+        ((Stem(8), MB4D(ratio=0.3), Head(2)), "whole number"),
+    ],
+)
+def test_shapes_that_do_not_meet_are_refused(blocks: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Arch(32, 3, blocks)
+
+
+def test_json_round_trip_keeps_identity() -> None:
+    again = Arch.from_json(SMALL.to_json())
+    assert again == SMALL
+    assert hash(again) == hash(SMALL)
+    assert again.id == SMALL.id
+    assert again.id != SMALL.with_classes(6).id
+
+
+def test_id_is_the_same_on_every_machine() -> None:
+    """Records and tables name networks by it; a change of the JSON form needs a new schema."""
+    assert SMALL.id == "ec401dcb10a7"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema 2 is not 1"),
+        ({"kind": "cascade"}, "kind"),
+        ({"image_size": "big"}, "whole numbers"),
+        ({"blocks": [{"kind": "mb5d"}]}, "kind 'mb5d'"),
+        ({"blocks": [{"kind": "stem", "width": 8, "depth": 1}]}, "no field 'depth'"),
+        ({"blocks": [{"kind": "stem", "width": "8"}]}, "width cannot be '8'"),
+        ({"blocks": [{"kind": "stem", "width": True}]}, "width cannot be True"),
+        ({"blocks": [{"kind": "stem"}]}, "width"),
+        ({"blocks": [{"kind": "stem", "width": 7}]}, "even"),
+        ({"blocks": []}, "must give class scores"),
+        ({"blocks": 3}, "list"),
+    ],
+)
+def test_bad_json_is_named_in_one_line(change: dict[str, Any], message: str) -> None:
+    value = json.loads(SMALL.to_json()) | change
+    with pytest.raises(InputError, match=message) as caught:
+        Arch.from_json(json.dumps(value))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_no_json_is_refused() -> None:
+    with pytest.raises(InputError, match="invalid JSON"):
+        Arch.from_json('{"schema": 1')
+
+
+def test_build_gives_logits_and_finite_gradients_everywhere() -> None:
+    network = SMALL.build()
+    logits = network(SMALL.example(batch=2))
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_unknown_zoo_name_lists_what_exists() -> None:
+    with pytest.raises(InputError, match="efficientformer_l1"):
+        zoo.arch("efficientformer_l9")
