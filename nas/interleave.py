@@ -54,12 +54,12 @@ def quiet(threads: int | None) -> Iterator[None]:
 
 def _visit(session: Timed, protocol: Protocol) -> list[float]:
     """Warm up until the time stops falling, then run for about `visit_ms`."""
-    last = session.time(1)[0]
-    for _ in range(protocol.warm_runs - 1):
-        before, last = last, session.time(1)[0]
-        if last > STABLE * before:
+    warm = session.time(2)
+    while len(warm) < protocol.warm_runs:
+        warm += session.time(1)
+        if warm[-1] > STABLE * warm[-2]:
             break
-    repeats = min(protocol.max_runs, max(protocol.min_runs, round(protocol.visit_ms / last)))
+    repeats = min(protocol.max_runs, max(protocol.min_runs, round(protocol.visit_ms / min(warm))))
     return session.time(repeats)
 
 
@@ -148,12 +148,12 @@ def time_interleaved(
         order = np.random.default_rng([seed, number]).permutation(len(wanted))
         return [wanted[i] for i in order if (number, wanted[i]) not in made]
 
-    started = time.monotonic()
+    patience = time.monotonic() + rounds * protocol.patience_s
     with quiet(threads):
         for number in range(rounds):
             walk.round(number, left(number, names))
         number = rounds
-        while number < protocol.last_round(rounds) or time.monotonic() - started < protocol.patience_s:
+        while number < protocol.last_round(rounds) or time.monotonic() < patience:
             before = [visit for visit in walk.visits if visit.round < number]
             poor = lacking(before, names, rounds, protocol, floor)
             if not poor:

@@ -41,10 +41,11 @@ class Settings:
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
     trials: int = 60
-    supernet_epochs: int = 6
-    epochs: int = 4
-    lr: float = 2e-3  # of the supernet
-    tune_lr: float = 1e-3  # of networks that start from its weights
+    supernet_epochs: int = 4
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 3e-3  # of the supernet
+    tune_lr: float = 1.5e-3  # of networks that start from its weights
     rounds: int = 20  # timing rounds of the latency table
     seed: int = 0
 
@@ -79,7 +80,7 @@ class Quickstart:
         self.supernet, _ = load_supernet(self.out / "supernet")
         largest_ms = self._largest_ms(table)
         search = self._search(table, largest_ms)
-        self._network(self.space.largest, None)
+        self.retrained(self.space.largest, None)
         winners = self._verified(search, table)
         results = [self._result(winner) for winner in winners]
         largest = {
@@ -99,7 +100,7 @@ class Quickstart:
         return self.run.finish(summary)
 
     def _recipe(self, epochs: int, lr: float) -> Recipe:
-        return Recipe(epochs=epochs, lr=lr, seed=self.settings.seed)
+        return Recipe(epochs=epochs, batch_size=self.settings.batch_size, lr=lr, seed=self.settings.seed)
 
     def _largest_ms(self, table: LatencyTable) -> float:
         """The largest network's measured latency, on which the budgets stand; measured once a run."""
@@ -129,7 +130,7 @@ class Quickstart:
     def _file(self, arch: Arch, name: str) -> str:
         return str((self._folder(arch) / name).relative_to(self.out))
 
-    def _network(self, arch: Arch, teacher: Teacher | None) -> Checked:
+    def retrained(self, arch: Arch, teacher: Teacher | None) -> Checked:
         """Retrain from the supernet's weights, export, and compare the file with the network."""
         folder = self._folder(arch)
         score = Scorer(self.supernet, self.data, self.settings.seed)
@@ -153,7 +154,7 @@ class Quickstart:
         winners = search.winners()
         for _ in range(VERIFICATIONS):
             self.checked = {
-                winner.candidate.arch.id: self._network(winner.candidate.arch, teacher) for winner in winners
+                winner.candidate.arch.id: self.retrained(winner.candidate.arch, teacher) for winner in winners
             }
             files = [self._folder(winner.candidate.arch) / "network.onnx" for winner in winners]
             measured = measured_ms(files, table, self.settings.seed)

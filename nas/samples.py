@@ -5,6 +5,8 @@ A file holds one section a measurement: a header line, a line a visit, and an en
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,7 +56,7 @@ class Samples:
 
         Raises:
             InputError: the last section is unfinished and `resume` is off, or it belongs to another measurement, or the
-                file is damaged.
+                file is damaged or cannot be written.
         """
         self.path, self.done = path, []
         content = b"" if fresh or not path.exists() else path.read_bytes()
@@ -67,11 +69,12 @@ class Samples:
         if unfinished:
             self._check(values[starts[-1]]["header"], header)
             self.done = [_visit(value) for value in values[starts[-1] + 1 :]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb" if fresh or not content else "r+b")
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
         self._pending = 0
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if whole else "wb", buffering=0)
+            self._file.truncate(len(whole))
+            self._file.seek(len(whole))
         if not unfinished:
             self._write({"header": header}, force=True)
 
@@ -83,13 +86,21 @@ class Samples:
             what = ", ".join(differing)
             raise InputError(f"{self.path} is of another measurement ({what} differ); remove it and measure again")
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            mend = "free the space or choose another --out, then pass --resume"
+            raise InputError(f"cannot write {self.path}: {error.strerror}; {mend}") from error
+
     def _write(self, value: dict[str, Any], force: bool) -> None:
-        self._file.write(_line(value))
-        self._file.flush()
-        self._pending += 1
-        if force or self._pending >= SYNC_EVERY:
-            os.fsync(self._file.fileno())
-            self._pending = 0
+        with self._writing():
+            self._file.write(_line(value))
+            self._pending += 1
+            if force or self._pending >= SYNC_EVERY:
+                os.fsync(self._file.fileno())
+                self._pending = 0
 
     def append(self, visit: Visit) -> None:
         """Write a visit."""

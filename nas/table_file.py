@@ -16,7 +16,7 @@ from search_spaces.errors import InputError
 __all__ = ["SCHEMA", "Calibration", "Content", "RowTime", "Verdict", "read", "stem_of", "write"]
 
 SCHEMA = 1
-DIGITS = 6  # decimals of the milliseconds in the CSV
+DIGITS = 6  # decimals in both files
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,15 @@ def _csv(rows: Mapping[str, RowTime]) -> bytes:
     return text.getvalue().encode()
 
 
+def _rounded(value: Any) -> Any:
+    """The same JSON value with every float at `DIGITS` decimals."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
 def write(stem: Path, content: Content) -> None:
     """Write both files, each whole or not at all.
 
@@ -105,7 +114,7 @@ def write(stem: Path, content: Content) -> None:
         InputError: they cannot be written.
     """
     rows = _csv(content.rows)
-    facts = asdict(content) | {"rows": len(content.rows), "sha256": hashlib.sha256(rows).hexdigest()}
+    facts = _rounded(asdict(content)) | {"rows": len(content.rows), "sha256": hashlib.sha256(rows).hexdigest()}
     value = {"schema": SCHEMA, "kind": "latency-table", **facts}
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     to_csv, to_json = _files(stem)

@@ -21,9 +21,7 @@ class Protocol:
     tolerance: float = 0.1  # a visit whose reference was further above its floor than this is disturbed
     visits_share: float = 1 / 3  # undisturbed visits that a network needs, as a share of the rounds
     extra_share: float = 1.0  # at most so many times the rounds are added for networks that were disturbed too often,
-    patience_s: float = (
-        8.0  # or as many as fit into this: the few rounds of a few networks may all fall into one slow spell
-    )
+    patience_s: float = 0.4  # or as many as fit into this, times the rounds: few networks may all meet one slow spell
 
     def enough(self, rounds: int) -> int:
         """Undisturbed visits that a network needs."""

@@ -61,7 +61,7 @@ def from_file(path: Path, target: Target) -> "Session":
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    return Session(path, target, str(path))
+    return Session(path, target)
 
 
 class Session:
@@ -71,13 +71,14 @@ class Session:
     memory.
     """
 
-    def __init__(self, model: Path | bytes, target: Target, name: str) -> None:
-        """Optimise the graph for this machine; `name` is for messages.
+    def __init__(self, model: Path | bytes, target: Target, name: str = "") -> None:
+        """Optimise the graph for this machine; `name` is what messages call it, else its path.
 
         Raises:
             InputError: ONNX Runtime refuses the graph, or its input is not a batch of images of the target's size.
         """
         target.check_here()
+        name = name or (str(model) if isinstance(model, Path) else "the network")
         self.target, self.name = target, name
         self._live: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="nas-ort-")  # removed with the session
@@ -147,4 +148,7 @@ def _open(model: str | bytes, target: Target, *, optimise: bool, keep: Path | No
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     if keep is not None:
         options.optimized_model_filepath = str(keep)
+        if isinstance(model, str):  # its weights may lie beside it, where the optimised graph would not find them
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

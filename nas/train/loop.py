@@ -42,6 +42,10 @@ class Recipe:
                 f"epochs, batch size and learning rate must be positive, got {self.epochs}, {self.batch_size}, {self.lr}"
             )
 
+    def steps(self, data: Data) -> int:
+        """Optimiser steps on a data set; the last partial batch of an epoch is dropped."""
+        return self.epochs * (data.size("train") // self.batch_size)
+
 
 def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, label: str) -> None:
     """Train `model` in place, going on from `checkpoint` if it exists.
@@ -61,7 +65,7 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
     accelerator = Accelerator()
-    steps = recipe.epochs * batches
+    steps = recipe.steps(data)
     optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = CosineLRScheduler(
         optimizer,

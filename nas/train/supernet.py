@@ -19,7 +19,7 @@ from search_spaces.errors import InputError
 
 __all__ = ["RANDOM_PER_STEP", "load_supernet", "new_supernet", "sandwich", "space_named", "train_supernet"]
 
-RANDOM_PER_STEP = 2  # random networks per step, beside the largest and the smallest
+RANDOM_PER_STEP = 1  # random networks per step, beside the largest and the smallest
 WEIGHTS = "supernet.safetensors"
 
 
@@ -41,8 +41,12 @@ def new_supernet(space: Space, seed: int) -> Supernet:
         return Supernet(space)
 
 
-def sandwich(space: Space, recipe: Recipe) -> Objective:
-    """The objective: the largest network learns the labels; the smallest and random ones learn the largest's scores."""
+def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
+    """The objective: the largest network learns the labels; the smallest and random ones learn the largest's scores too.
+
+    The share of those scores grows over the `steps` from none to all: at first they say nothing, and learning them
+    alone kept the shared weights from learning anything in our trials.
+    """
 
     def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
         rng = np.random.default_rng([recipe.seed, step])
@@ -50,7 +54,9 @@ def sandwich(space: Space, recipe: Recipe) -> Objective:
         yield F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
         teacher = logits.detach()
         for arch in (space.smallest, *(space.sample(rng) for _ in range(RANDOM_PER_STEP))):
-            yield distillation(model(images, arch), teacher)
+            logits = model(images, arch)
+            supervised = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+            yield torch.lerp(supervised, distillation(logits, teacher), step / steps)
 
     return losses
 
@@ -71,7 +77,8 @@ def train_supernet(space: Space, data: Data, recipe: Recipe, out: Path, *, resum
     if run.summary is not None:
         return run.summary
     supernet = new_supernet(space, recipe.seed)
-    fit(supernet, sandwich(space, recipe), data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
+    objective = sandwich(space, recipe, recipe.steps(data))
+    fit(supernet, objective, data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
     save_weights(out / WEIGHTS, supernet.state_dict())
     found = {}
     for name, arch in (("largest", space.largest), ("smallest", space.smallest)):

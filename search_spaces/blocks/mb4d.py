@@ -36,7 +36,8 @@ class MB4DModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.token_mixer(x))
-        return x + self.ls2(self.mlp(x))
+        out: Tensor = x + self.ls2(self.mlp(x))
+        return out
 
 
 @dataclass(frozen=True)

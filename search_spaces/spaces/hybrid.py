@@ -233,9 +233,9 @@ def hybrid_digits(classes: int = 10) -> Hybrid:
     return Hybrid(
         "hybrid_digits",
         image_size=64,
-        stages=(Stage((16, 24, 32), (1, 2, 3)), Stage((32, 48, 64, 80), (1, 2, 3, 4, 5))),
-        mb3d=(0, 1, 2, 3, 4, 5),
-        ratios=(1, 2, 3, 4),
+        stages=(Stage((12, 16, 20, 24), (1, 2)), Stage((24, 32, 40, 48), (1, 2, 3))),
+        mb3d=(0, 1, 2, 3),
+        ratios=(1, 2, 3),
         block=MB3D(heads=4, key_dim=16, value_dim=32, layer_scale=0.1),
         classes=classes,
     )

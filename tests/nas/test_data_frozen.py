@@ -15,9 +15,9 @@ from nas.data.cache import Images
 COUNT = 64
 VERSIONS = {"digits64": 1, "contours": 1}
 DIGESTS: dict[tuple[str, Split], str] = {
-    ("digits64", "train"): "397c995676bdf6d129712bafdcc842c38851d6ab6a41f7258d91f82f5e704ac7",
-    ("digits64", "val"): "52c90e6e569b88feb4b249a97bcd983cf45a5fc92acd9a69a4865bd579dad622",
-    ("digits64", "test"): "ff447157d2efbc45f2df667f639ac7fc88f290bca523ecc9142bb81fbfc4956b",
+    ("digits64", "train"): "af866ed1a982a8925691360f8a699bc53e7fccf3a7789ff9d52a277a05a98a51",
+    ("digits64", "val"): "5a99676078c353fca90cb33847443534a096bce84decfcb1316b3394c9aee0a2",
+    ("digits64", "test"): "13f3349e6bfe2971f784543a7d5b8ae065c34764029f3304e12b75d480727cd7",
     ("contours", "train"): "c0917080c8e27249440e24e35fd31a493af68a853b4e8c8ac97b6816d6f15d26",
     ("contours", "val"): "834c9a43ea627df829048176d3f7fedeb2cc0e51a03ed398b0110b807ddf8cce",
     ("contours", "test"): "bda3b94a68e170cefa262007d935147726f9a76f81056bad3de9db81f555e724",

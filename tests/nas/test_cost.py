@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from nas.cost import macs, macs_fvcore, macs_thop, params
+from nas.describe import describe
+from search_spaces import zoo
+from search_spaces.arch import Arch
+from search_spaces.blocks import BLOCKS, MB3D, MB4D, BlockSpec, Embed, Head, Stem
+from tests.nas.toy import toy_space
+
+CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block does most of the work
+    "stem": (Stem(48), Head(4)),
+    "embed": (Stem(8), Embed(96), Head(4)),
+    "mb4d": (Stem(16), *[MB4D(3)] * 6, Head(4)),
+    "mb3d": (Stem(16), *[MB3D(heads=3, key_dim=8, value_dim=12, ratio=2)] * 6, Head(4)),
+    "head": (Stem(8), Head(4000, distilled=True)),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_three_counts_agree_on_every_block_kind(kind: str) -> None:
+    arch = Arch(48, 3, CONTEXTS[kind])
+    assert any(spec.kind == kind for spec in arch.blocks)
+    assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
+    assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
+    assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
+
+
+def test_three_counts_agree_on_published_networks() -> None:
+    arch = zoo.arch("efficientformer_l1")
+    assert macs(arch) == 1291284736 and params(arch) == 12289928
+    assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
+    assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
+
+
+def test_a_module_that_a_counter_has_no_rule_for_is_not_silently_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = Arch(48, 3, CONTEXTS["stem"])
+    odd = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Bilinear(46, 46, 2))
+    odd.forward = lambda x: torch.cumsum(odd[0](x), 1)  # type: ignore[method-assign]
+    monkeypatch.setattr(Arch, "build", lambda self: odd)
+    with pytest.raises(AssertionError, match="cumsum"):
+        macs_fvcore(arch)
+    with pytest.raises(AssertionError, match="Bilinear"):
+        macs_thop(arch)
+
+
+def test_counting_leaves_nothing_on_the_modules() -> None:
+    arch = Arch(48, 3, CONTEXTS["mb3d"])
+    network = arch.build()
+    names = [name for name, _ in network.named_buffers()]
+    macs_thop(arch)
+    assert [name for name, _ in network.named_buffers()] == names
+
+
+def test_a_description_adds_up() -> None:
+    arch = toy_space().largest
+    found = describe(arch)
+    assert found["predicted_ms"] is None and all(block["ms"] is None for block in found["blocks"])
+    assert found["macs"] == sum(block["macs"] for block in found["blocks"]) == macs(arch)
+    assert found["params"] == sum(block["params"] for block in found["blocks"]) == params(arch)
+    assert [block["kind"] for block in found["blocks"]] == [spec.kind for spec in arch.blocks]
+    assert [block["index"] for block in found["blocks"]] == list(range(len(arch.blocks)))
+    assert found["blocks"][0]["output"] == [16, 8, 8] and found["blocks"][-1]["output"] == [4]

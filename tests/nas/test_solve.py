@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from nas.calibration import calibrate
+from nas.solve import RowSystem
+from search_spaces.arch import Arch
+from tests.nas.toy import toy_space
+
+SPACE = toy_space()
+
+
+def additive(seed: int = 0) -> dict[str, float]:
+    """A true time for every row."""
+    rng = np.random.default_rng(seed)
+    return {row.key: float(rng.uniform(0.01, 0.2)) for row in SPACE.rows}
+
+
+def total(arch: Arch, truth: dict[str, float]) -> float:
+    return sum(truth[row.key] for row in arch.rows)
+
+
+def nets(count: int, seed: int) -> tuple[Arch, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(dict.fromkeys(SPACE.sample(rng) for _ in range(count)))
+
+
+def test_additive_times_are_predicted_exactly_on_networks_that_were_not_timed() -> None:
+    truth, probes = additive(), SPACE.probes()
+    system = RowSystem.of(probes, {})
+    times = system.solve(np.array([total(arch, truth) for arch in probes]))
+    solved = {row.key: time for row, time in zip(system.rows, times, strict=True)}
+    unseen = [arch for arch in nets(60, seed=5) if arch not in probes]
+    assert len(unseen) > 40
+    for arch in unseen:
+        assert total(arch, solved) == pytest.approx(total(arch, truth), rel=1e-6)
+    assert min(times) >= 0
+
+
+def test_rows_that_always_come_together_are_told_apart_by_their_work() -> None:
+    truth, probes = additive(), SPACE.probes()
+    system = RowSystem.of(probes, {})
+    times = system.solve(np.array([total(arch, truth) for arch in probes]))
+    assert np.isfinite(times).all() and (times > 0).mean() > 0.9, "the prior leaves no row without a share"
+
+
+def test_known_rows_stay_and_the_missing_ones_are_found_beside_them() -> None:
+    truth, probes = additive(), SPACE.probes()
+    known = {key: ms for key, ms in truth.items() if not key.startswith("head")}
+    some = [probe for probe in probes if len(probe.blocks) < 8]
+    system = RowSystem.of(some, known)
+    times = system.solve(np.array([total(arch, truth) for arch in some]))
+    for row, time in zip(system.rows, times, strict=True):
+        assert time == pytest.approx(truth[row.key], rel=1e-6)
+
+
+def measured(bias: float, noise: float) -> tuple[RowSystem, np.ndarray, np.ndarray]:
+    """Probes with additive times; whole networks that take `bias` times the sum, with noise."""
+    truth, probes, whole = additive(), SPACE.probes(), nets(16, seed=2)
+    archs = tuple(dict.fromkeys((*probes, *whole)))
+    rng = np.random.default_rng(0)
+    ms = np.array([total(arch, truth) * (bias if arch in whole else 1) * (1 + rng.normal(0, noise)) for arch in archs])
+    return RowSystem.of(archs, {}), ms, np.array([archs.index(arch) for arch in whole])
+
+
+def test_exact_times_need_no_calibration_and_leave_no_band() -> None:
+    found = calibrate(*measured(1.0, 0.0), noise=0.0)
+    assert found.offset == pytest.approx(0.0, abs=1e-6) and found.scale == pytest.approx(1.0, abs=1e-6)
+    assert found.heldout_mape < 1e-6 and found.low == pytest.approx(1.0) == found.high and found.nets == 16
+
+
+def test_the_band_covers_the_held_out_errors_and_is_widened_by_noise() -> None:
+    calm, loud = calibrate(*measured(1.0, 0.02), noise=0.0), calibrate(*measured(1.0, 0.02), noise=0.05)
+    assert 0.9 < calm.low < 1 < calm.high < 1.1 and 0.003 < calm.heldout_mape < 0.05
+    assert loud.low == pytest.approx(calm.low - 0.05) and loud.high == pytest.approx(calm.high + 0.05)
+
+
+def test_whole_networks_that_are_slower_than_their_rows_move_the_predictions() -> None:
+    system, ms, whole = measured(1.06, 0.0)
+    found = calibrate(system, ms, whole, noise=0.0)
+    predicted = found.offset + found.scale * system.price(system.solve(ms))[whole]
+    uncalibrated = system.price(system.solve(ms, np.setdiff1d(np.arange(len(ms)), whole)))[whole]
+    assert np.abs(predicted / ms[whole] - 1).mean() < 0.5 * np.abs(uncalibrated / ms[whole] - 1).mean()
