@@ -2,7 +2,8 @@
 
 Two things move a time. The clock drifts, slowly and for all networks alike: runs are divided by it. And a neighbour on
 the same core or cache sets in from one moment to the next and slows some networks by 25%, others by 65% (measured on a
-shared server), so that no division helps: visits beside a slow reference are left out.
+shared server), so that no division makes up for it: visits beside a slow reference are left out. Where a network has no
+others, they stand in, divided by the calmer of the references beside them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ STATISTICS: dict[str, float] = {"median": 0.5, "p20": 0.2, "p05": 0.05}  # name 
 
 FLOOR = 0.05  # quantile of the reference visits that is the undisturbed reference
 LOCAL = 0.1  # the same for the clock of the moment, where fewer visits tell it
+FEW = 2  # undisturbed visits that a network makes do with, rather than take in disturbed ones
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Kept:
     """A visit with the clock and the disturbance of its moment."""
 
     visit: Visit
-    drift: float  # the clock of the moment: 1.02 is 2% slower than usual
+    drift: float  # what its times are divided by: 1.02 where the clock of the moment was 2% slower than usual
     disturbance: float  # how far the slower of the references beside it stood above the reference's floor
+    steady: bool  # whether that is within the tolerance
 
     @property
     def runs(self) -> NDArray[np.float64]:
@@ -75,20 +78,24 @@ def _judge(visits: Sequence[Visit], protocol: Protocol, known: float | None) -> 
         for visit in members:
             before = max(0, int(np.searchsorted(orders, visit.order, side="right")) - 1)
             after = before if visit.network == REFERENCE else min(before + 1, len(level) - 1)
-            disturbance = max(level[before], level[after]) / floor - 1
-            judged.append(Kept(visit, float(np.interp(visit.order, orders, clock)), float(disturbance)))
+            calmer, slower = sorted((level[before], level[after]))
+            steady = bool(slower <= (1 + protocol.tolerance) * floor)
+            moment = min(np.interp(visit.order, orders, clock), slower / usual)  # a long slow spell is not the clock
+            drift = moment if steady else max(calmer / usual, 1.0)
+            judged.append(Kept(visit, float(drift), float(slower / floor - 1), steady))
     return judged
 
 
-def _steady(judged: Iterable[Kept], protocol: Protocol) -> int:
-    """Number of undisturbed visits."""
-    return sum(kept.disturbance <= protocol.tolerance for kept in judged)
+def _steady(judged: Iterable[Kept]) -> list[Kept]:
+    """The undisturbed visits."""
+    return [kept for kept in judged if kept.steady]
 
 
 def _select(judged: Sequence[Kept], rounds: int, protocol: Protocol) -> tuple[Kept, ...]:
-    """The undisturbed visits, made up to the number needed by the least disturbed of the others, in order of time."""
-    count = max(_steady(judged, protocol), protocol.enough(rounds))
-    chosen = sorted(judged, key=lambda kept: kept.disturbance)[:count]
+    """The undisturbed visits, or for want of them the least disturbed ones; in order of time."""
+    chosen = _steady(judged)
+    if len(chosen) < min(FEW, protocol.enough(rounds)):
+        chosen = sorted(judged, key=lambda kept: kept.disturbance)[: protocol.enough(rounds)]
     return tuple(sorted(chosen, key=lambda kept: (kept.visit.segment, kept.visit.order)))
 
 
@@ -116,7 +123,7 @@ def lacking(
 ) -> list[str]:
     """The networks that still need undisturbed visits; `floor` as for `settle`."""
     judged = _by_network(_judge(visits, protocol, floor))
-    return sorted(name for name in names if _steady(judged.get(name, ()), protocol) < protocol.enough(rounds))
+    return sorted(name for name in names if len(_steady(judged.get(name, ()))) < protocol.enough(rounds))
 
 
 def settle(
@@ -151,8 +158,8 @@ def settle(
         noise=noises[chosen],
         noise_floor=float(np.mean(list(noises[chosen].values()))),
         drift=max(clocks) / min(clocks) - 1,
-        poor=tuple(network for network in networks if _steady(groups[network], protocol) < protocol.enough(rounds)),
-        disturbed=float(np.mean([one.disturbance > protocol.tolerance for one in every])),
+        poor=tuple(network for network in networks if len(_steady(groups[network])) < protocol.enough(rounds)),
+        disturbed=float(np.mean([not one.steady for one in every])),
         kept={network: kept[network] for network in networks},
         every=every,
     )

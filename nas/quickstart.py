@@ -40,9 +40,9 @@ class Settings:
     data: str = "digits64"
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
-    trials: int = 60
-    supernet_epochs: int = 4
-    epochs: int = 1
+    trials: int = 40
+    supernet_epochs: int = 3
+    epochs: int = 2
     batch_size: int = 32
     lr: float = 3e-3  # of the supernet
     tune_lr: float = 1.5e-3  # of networks that start from its weights

@@ -23,19 +23,19 @@ GENERATOR_VERSION = 1  # raise it whenever a seed gives other images than before
 class Knobs:
     """What makes the task hard. Pairs are the ends of a uniform draw; sizes in pixels, colours in levels of 255."""
 
-    glyph_size: tuple[int, int] = (34, 50)
-    rotation: float = 20.0  # degrees to either side
-    contrast: tuple[int, int] = (80, 150)  # ink against the background
+    glyph_size: tuple[int, int] = (38, 54)
+    rotation: float = 15.0  # degrees to either side
+    contrast: tuple[int, int] = (100, 170)  # ink against the background
     tint: int = 35  # how far a colour's channels stray from grey
-    texture: tuple[int, int] = (5, 30)  # between the two colours of the background
-    fragments: tuple[int, int] = (2, 4)
+    texture: tuple[int, int] = (5, 25)  # between the two colours of the background
+    fragments: tuple[int, int] = (2, 3)
     fragment_size: tuple[int, int] = (11, 20)  # of the whole glyph a fragment is cut from
-    fragment_contrast: tuple[int, int] = (25, 65)
-    strokes: int = 2  # behind the glyph
+    fragment_contrast: tuple[int, int] = (20, 45)
+    strokes: int = 1  # behind the glyph
     front_strokes: int = 0
     stroke_length: tuple[int, int] = (10, 30)
     stroke_width: tuple[float, float] = (1.0, 2.5)
-    noise: tuple[int, int] = (15, 40)  # 2.4 standard deviations
+    noise: tuple[int, int] = (8, 25)  # 2.4 standard deviations
 
 
 KNOBS = Knobs()

@@ -60,8 +60,7 @@ class Head(BlockSpec):
     def rows(self, state: State) -> tuple[Row, ...]:
         source = self._input(state)
         dims = (("c", source.channels), ("classes", self.classes), ("heads", 1 + self.distilled))
-        row = Row("head", source.count, dims)
-        return (Row("flatten", source.count, (("c", source.channels),)), row) if isinstance(state, Map) else (row,)
+        return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
         return HeadModule(self._input(state).channels, self.classes, self.distilled)

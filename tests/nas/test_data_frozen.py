@@ -15,9 +15,9 @@ from nas.data.cache import Images
 COUNT = 64
 VERSIONS = {"digits64": 1, "contours": 1}
 DIGESTS: dict[tuple[str, Split], str] = {
-    ("digits64", "train"): "af866ed1a982a8925691360f8a699bc53e7fccf3a7789ff9d52a277a05a98a51",
-    ("digits64", "val"): "5a99676078c353fca90cb33847443534a096bce84decfcb1316b3394c9aee0a2",
-    ("digits64", "test"): "13f3349e6bfe2971f784543a7d5b8ae065c34764029f3304e12b75d480727cd7",
+    ("digits64", "train"): "df30b4d7f7a9ca8b7744fc7564d44911848fcd6ba095386a28f8d63ded414fed",
+    ("digits64", "val"): "401dbc7ce21ebf010f8c71e5fb7a58d65da32500cb5340a39a7dc2fbda03cb60",
+    ("digits64", "test"): "f1087dfc6af71631b3ad4377886cb81291e8c522678416db44b0eb8914e0ceda",
     ("contours", "train"): "c0917080c8e27249440e24e35fd31a493af68a853b4e8c8ac97b6816d6f15d26",
     ("contours", "val"): "834c9a43ea627df829048176d3f7fedeb2cc0e51a03ed398b0110b807ddf8cce",
     ("contours", "test"): "bda3b94a68e170cefa262007d935147726f9a76f81056bad3de9db81f555e724",

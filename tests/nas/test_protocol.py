@@ -97,6 +97,30 @@ def test_a_clock_with_two_speeds_that_networks_feel_unequally_is_seen_through() 
     assert scaled.std() > 3 * ratios.std(), "the median over the reference's median is no match"
 
 
+def test_slow_spells_that_are_longer_than_the_clocks_window_are_not_taken_for_the_clock() -> None:
+    def slow(t: float, sensitivity: float) -> float:
+        return 1 + 0.45 * sensitivity * (t % 2500 > 700)  # 28% of the time undisturbed, in long stretches
+
+    hurried = replace(HURRIED, window=20)
+    ratios, visits = recovered(Machine(slow), protocol=hurried)
+    assert settle(visits, 20, hurried).disturbed > 0.5
+    assert ratios == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_network_without_undisturbed_visits_gets_by_with_its_least_disturbed_ones() -> None:
+    visits = visits_of({"a": [[2.0] * 5] * 9, "b": [[3.0] * 5] * 9})
+    around = {visit.order for visit in visits if visit.network == "b"}
+    slow = [
+        replace(v, runs=tuple(1.5 * run for run in v.runs))
+        if v.order in around or v.order - 1 in around or v.order + 1 in around
+        else v
+        for v in visits
+    ]  # whenever b is visited, it and the references on both sides take half as long again
+    times = settle(slow, 9, HURRIED)
+    assert times.poor == ("a", "b") and times.ms["b"] == pytest.approx(3.0, rel=0.01)
+    assert times.ms["a"] == pytest.approx(2.0, rel=0.01)
+
+
 def test_every_network_is_visited_once_a_round_in_an_order_that_the_seed_decides() -> None:
     def orders(seed: int) -> list[list[str]]:
         visits = time_interleaved(
