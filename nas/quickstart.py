@@ -40,7 +40,7 @@ class Settings:
     data: str = "digits64"
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
-    trials: int = 40
+    trials: int = 60
     supernet_epochs: int = 3
     epochs: int = 2
     batch_size: int = 32
@@ -150,7 +150,7 @@ class Quickstart:
         Raises:
             BudgetError: a budget is still missed after a bounded number of tightenings.
         """
-        teacher = Teacher(load_network(self._folder(self.space.largest))[0], self.space.largest.id)
+        teacher = Teacher(load_network(self._folder(self.space.largest))[0], self.space.largest.id, remembered={})
         winners = search.winners()
         for _ in range(VERIFICATIONS):
             self.checked = {

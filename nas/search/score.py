@@ -22,7 +22,7 @@ class Scorer:
     supernet: Supernet
     data: Data
     seed: int
-    images: int = 1500  # validation images of a first look
+    images: int = 800  # validation images of a first look
 
     @cached_property
     def _calibration(self) -> list[tuple[Tensor, Tensor]]:

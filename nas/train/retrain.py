@@ -28,6 +28,20 @@ class Teacher:
     source: str  # recorded in the run's config
     weight: float = 0.5
     temperature: float = 2.0
+    remembered: dict[tuple[Recipe, int], Tensor] | None = (
+        None  # a dict here keeps scores for other students on the same data
+    )
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, recipe: Recipe, step: int) -> Tensor:
+        """Logits (B, classes) for the images of a step; recipe and step decide the batch, so equal ones are looked up."""
+        if self.remembered is None:
+            logits: Tensor = self.network(images)
+            return logits
+        key = (recipe, step)
+        if key not in self.remembered:
+            self.remembered[key] = self.network(images)
+        return self.remembered[key]
 
 
 def supervised(recipe: Recipe, teacher: Teacher | None) -> Objective:
@@ -37,8 +51,7 @@ def supervised(recipe: Recipe, teacher: Teacher | None) -> Objective:
         logits = model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
         if teacher is not None:
-            with torch.no_grad():
-                target = teacher.network(images)
+            target = teacher.scores(images, recipe, step)
             loss = torch.lerp(loss, distillation(logits, target, teacher.temperature), teacher.weight)
         yield loss
 

@@ -66,6 +66,22 @@ def test_retraining_starts_from_given_weights_and_follows_the_teacher(tmp_path: 
     assert distance("with", Teacher(teacher, "big", weight=1.0)) < distance("without", None)
 
 
+def test_remembered_scores_are_the_teachers_own(tmp_path: Path) -> None:
+    """Two students of one teacher see the same batches; looking its scores up must change nothing."""
+    network, store = fresh_network(SPACE.largest, 1).eval(), {}
+    for name, teacher in (
+        ("asked", Teacher(network, "t")),
+        ("stored", Teacher(network, "t", remembered=store)),
+        ("looked_up", Teacher(network, "t", remembered=store)),
+    ):
+        retrain(SPACE.smallest, toy(64), replace(RECIPE, epochs=1), tmp_path / name, teacher=teacher)
+    assert len(store) == 2
+    wanted = load_weights(tmp_path / "asked" / "weights.safetensors")
+    for name in ("stored", "looked_up"):
+        for entry, tensor in load_weights(tmp_path / name / "weights.safetensors").items():
+            assert torch.equal(tensor, wanted[entry]), entry
+
+
 SCRIPT = """
     import sys
     from pathlib import Path
