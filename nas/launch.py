@@ -14,7 +14,7 @@ from nas.evaluate import accuracy
 from nas.export import check_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.networks import network_named
-from nas.runtimes import RUNTIMES
+from nas.runtimes import RUNTIMES, Session
 from nas.search.engine import Plan, run_search
 from nas.search.score import Scorer
 from nas.tables import find_table, measured_ms
@@ -51,7 +51,7 @@ def search_supernet(
     model, run = load_supernet(supernet)
     prices = find_table(table, target, model.space)
     prices.check_machine(foreign)
-    data = load_data(run.config["data"])
+    data = load_data(run.config["data"], image_size=model.space.largest.image_size)
 
     def measure(archs: Sequence[Arch]) -> list[float]:
         return measured_ms(archs, prices, plan.seed)
@@ -61,7 +61,7 @@ def search_supernet(
 
 
 def retrain_network(
-    name: str, data: Data, recipe: Recipe, out: Path, *, teacher: Path | None, budget_ms: float | None, resume: bool
+    name: str, dataset: str, recipe: Recipe, out: Path, *, teacher: Path | None, budget_ms: float | None, resume: bool
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
 
@@ -69,6 +69,7 @@ def retrain_network(
         InputError: no such network or teacher, or they do not fit the data.
     """
     named = network_named(name, budget_ms)
+    data = load_data(dataset, image_size=named.arch.image_size)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
     guide = None if teacher is None else Teacher(load_network(teacher)[0], str(teacher))
@@ -80,7 +81,7 @@ def retrain_network(
     return {**found, "weights": str(out / "weights.safetensors")}
 
 
-def evaluate_network(path: Path, data: Data, split: str, limit: int | None) -> dict[str, Any]:
+def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:
     """`nas evaluate`: accuracy of a run or an exported file, and milliseconds per image.
 
     Raises:
@@ -89,18 +90,22 @@ def evaluate_network(path: Path, data: Data, split: str, limit: int | None) -> d
     chosen = [known for known in SPLITS if known == split]
     if not chosen:
         raise InputError(f"no split called {split!r}; known: {', '.join(SPLITS)}")
-    count = min(limit or data.size(chosen[0]), data.size(chosen[0]))
-    started = time.perf_counter()
     if path.suffix == ".onnx":
-        found = _file_accuracy(path, data, chosen[0], limit)
+        session = RUNTIMES["ort"].from_file(path, Target.parse("cpu-ort-fp32-b1-t1"))
+        data = load_data(dataset, image_size=session.image_size)
+        started = time.perf_counter()
+        found = _file_accuracy(session, data, chosen[0], limit)
     else:
-        found = accuracy(load_network(path)[0], data, chosen[0], limit)
+        network, arch, _ = load_network(path)
+        data = load_data(dataset, image_size=arch.image_size)
+        started = time.perf_counter()
+        found = accuracy(network, data, chosen[0], limit)
+    count = min(limit or data.size(chosen[0]), data.size(chosen[0]))
     return {"acc": found, "images": count, "ms_per_image": 1000 * (time.perf_counter() - started) / count}
 
 
-def _file_accuracy(path: Path, data: Data, split: Split, limit: int | None) -> float:
-    """Accuracy of an ONNX file that takes one image at a time."""
-    session = RUNTIMES["ort"].from_file(path, Target.parse("cpu-ort-fp32-b1-t1"))
+def _file_accuracy(session: Session, data: Data, split: Split, limit: int | None) -> float:
+    """Accuracy of a file that takes one image at a time."""
     hits = total = 0
     for images, labels in data.loader(split, 250, limit=limit):
         found = [int(session.run(image[None].numpy()).argmax()) for image in images]

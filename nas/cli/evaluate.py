@@ -18,7 +18,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy of a trained run or of an exported file."""
-    from nas import data as datasets
     from nas.launch import evaluate_network
 
-    show(evaluate_network(network, datasets.load(data), split, limit), json)
+    show(evaluate_network(network, data, split, limit), json)

@@ -24,12 +24,11 @@ def retrain(
     json: Json = False,
 ) -> None:
     """Train one network, from the supernet's weights if it comes from a search, with distillation if there is a teacher."""
-    from nas import data as datasets
     from nas.launch import retrain_network
     from nas.train.loop import Recipe
 
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
     show(
-        retrain_network(network, datasets.load(data), recipe, out, teacher=teacher, budget_ms=budget_ms, resume=resume),
+        retrain_network(network, data, recipe, out, teacher=teacher, budget_ms=budget_ms, resume=resume),
         json,
     )

@@ -26,6 +26,6 @@ def train(
     from nas.train.loop import Recipe
     from nas.train.supernet import space_named, train_supernet
 
-    images = datasets.load(data)
+    images = datasets.load(data, image_size=space_named(space, 1).largest.image_size)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
     show(train_supernet(space_named(space, images.classes), images, recipe, out, resume=resume), json)

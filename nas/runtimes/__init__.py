@@ -20,6 +20,10 @@ __all__ = ["RUNTIMES", "Runtime", "Session"]
 class Session(Protocol):
     """A network, ready to run in eval mode."""
 
+    @property
+    def image_size(self) -> int:
+        """Pixels of each side of the images it takes."""
+
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, channels, H, W) -> logits (B, classes)."""
 

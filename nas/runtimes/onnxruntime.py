@@ -97,6 +97,11 @@ class Session:
         rng = np.random.default_rng(0)
         self._images = rng.standard_normal((target.batch, *shape[1:]), dtype=np.float32)
 
+    @property
+    def image_size(self) -> int:
+        """Pixels of each side of the images it takes."""
+        return int(self._images.shape[-1])
+
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, channels, H, W) -> logits (B, classes)."""
         logits: NDArray[np.float32] = self._session().run(None, {self._input: images})[0]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,41 @@ from nas.target import Target
 from search_spaces import zoo
 from tests.search_spaces.test_arch import SMALL
 
-COMMAND = [sys.executable, "-c", "from nas.cli import main; main()", "quickstart", "--json"]
-SMALLEST = ["--trials", "8", "--supernet-epochs", "1", "--epochs", "1", "--rounds", "4"]
+SCRIPT = """
+    import json, sys
+    from pathlib import Path
+    import torch
+    from nas.data import DATASETS
+    from nas.quickstart import Quickstart, Settings
+    from search_spaces import SPACES
+    from tests.nas.toy import toy, toy_space
+    torch.set_num_threads(1)
+    SPACES["hybrid_toy"] = toy_space
+    DATASETS["toy"] = lambda path, image_size, seed: toy(512)
+    small = Settings(space="hybrid_toy", data="toy", trials=12, supernet_epochs=2, epochs=1, rounds=4)
+    print(json.dumps(Quickstart(small, Path(sys.argv[1]), resume=True)()))
+"""
+COMMAND = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
 
 
-def quickstart(out: Path, *more: str) -> dict[str, Any]:
-    command = [*COMMAND, *SMALLEST, "--out", str(out), *more]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=400)
+def quickstart(out: Path) -> dict[str, Any]:
+    found = subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, check=True, timeout=200)
     value: dict[str, Any] = json.loads(found.stdout)
     return value
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(300)
 def test_quickstart_killed_resumed_and_read_back(tmp_path: Path) -> None:
     out = tmp_path / "q"
-    process = subprocess.Popen([*COMMAND, *SMALLEST, "--out", str(out)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, str(out)], stdout=subprocess.DEVNULL)
     while not (out / "search" / "records.jsonl").exists():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    summary = quickstart(out, "--resume")
+    summary = quickstart(out)
     assert summary == json.loads((out / "summary.json").read_text())
-    assert quickstart(out, "--resume") == summary
+    assert quickstart(out) == summary
     table = LatencyTable.load(next((out / "table").glob("*.json")))
     budgets = [result["budget_ms"] / summary["largest"]["measured_ms"] for result in summary["results"]]
     np.testing.assert_allclose(budgets, (0.4, 0.6, 0.8))
