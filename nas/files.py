@@ -29,6 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # temporary files are private, what they become is not
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; free the space or choose another --out") from error
     temporary = Path(name)

@@ -28,6 +28,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    write_json(tmp_path / "ours.json", 1)
+    (tmp_path / "plain.json").write_text("1")
+    assert (tmp_path / "ours.json").stat().st_mode == (tmp_path / "plain.json").stat().st_mode
+
+
 def test_nan_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", float("nan"))
