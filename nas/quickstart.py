@@ -121,7 +121,7 @@ class Quickstart:
             return measured_ms(archs, table, self.settings.seed)
 
         out = self.out / "search"
-        run_search(self.space, table, score, measure, plan, out, {"supernet": "supernet"}, resume=True)
+        run_search(self.space, table, score, measure, plan, out, {"supernet": str(self.out / "supernet")}, resume=True)
         return Search(self.space, table, score, measure, plan, Run.open(out, "search"))
 
     def _folder(self, arch: Arch) -> Path:

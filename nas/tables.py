@@ -15,19 +15,17 @@ from search_spaces.errors import InputError
 __all__ = ["find_table", "measured_ms"]
 
 
-def find_table(path: Path | None, target: str | None, space: Space | None) -> LatencyTable:
+def find_table(path: Path | None, target: str | None, space: Space) -> LatencyTable:
     """The table at `path`, or this machine's table of `target` and `space`, whose missing rows are measured first.
 
     Raises:
-        InputError: neither or both given, or a target without a space to measure.
+        InputError: neither or both given.
     """
     if (path is None) == (target is None):
         raise InputError("give either --table FILE or --target NAME")
     if path is not None:
         return LatencyTable.load(path)
     assert target is not None
-    if space is None:
-        raise InputError("--target measures the table of a space, and this network belongs to none; give --table FILE")
     return measure_table(space, Target.parse(target), cache_dir() / "latency_tables", resume=True)
 
 

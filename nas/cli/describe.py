@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Json, TablePath, TargetName, show
+from nas.cli.options import Json, TablePath, show
 
 __all__ = ["describe"]
 
@@ -12,14 +12,12 @@ __all__ = ["describe"]
 def describe(
     arch: Annotated[str, typer.Argument(help="Zoo name, or architecture file (JSON).")],
     table: TablePath = None,
-    target: TargetName = None,
     json: Json = False,
 ) -> None:
     """Parameters, MACs by three counts, and predicted latency, block by block."""
     from nas.describe import describe as run
+    from nas.latency import LatencyTable
     from nas.networks import arch_named
-    from nas.tables import find_table
 
     network = arch_named(arch)
-    found = None if table is None and target is None else find_table(table, target, None)
-    show(run(network, found), json)
+    show(run(network, None if table is None else LatencyTable.load(table)), json)

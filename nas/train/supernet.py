@@ -44,8 +44,7 @@ def new_supernet(space: Space, seed: int) -> Supernet:
 def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
     """The objective: the largest network learns the labels; the smallest and random ones learn the largest's scores too.
 
-    The share of those scores grows over the `steps` from none to all: at first they say nothing, and learning them
-    alone kept the shared weights from learning anything in our trials.
+    The share of those scores grows over the `steps` from none to all, because those of an untrained network say nothing.
     """
 
     def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:

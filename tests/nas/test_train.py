@@ -53,7 +53,7 @@ def test_retraining_starts_from_given_weights_and_follows_the_teacher(tmp_path: 
     for name, tensor in start.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             torch.testing.assert_close(kept[name], tensor, rtol=0, atol=1e-5)
-    images = data.loader("val", 64).dataset.tensors[0]  # type: ignore[attr-defined]
+    images = data.tensors("val").tensors[0]
 
     def distance(folder: str, guide: Teacher | None) -> float:
         retrain(arch, data, RECIPE, tmp_path / folder, start=start, teacher=guide)
@@ -113,7 +113,7 @@ def test_kill_nine_and_resume_ends_with_the_same_weights(tmp_path: Path) -> None
 def test_accuracy_is_the_share_of_right_answers() -> None:
     network = fresh_network(SPACE.smallest, 0)
     data = toy(40)
-    images, labels = data.loader("test", 40).dataset.tensors  # type: ignore[attr-defined]
+    images, labels = data.tensors("test").tensors
     with torch.no_grad():
         wanted = (network.eval()(images).argmax(1) == labels).numpy()
     np.testing.assert_array_equal(correct(network, data, "test"), wanted)

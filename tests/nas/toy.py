@@ -24,7 +24,7 @@ class Toy(Data):
 
     count: int = 256
 
-    def _tensors(self, split: Split) -> TensorDataset:
+    def tensors(self, split: Split) -> TensorDataset:
         rng = np.random.default_rng(("train", "val", "test").index(split))
         labels = np.arange(self.count) % 4
         images = rng.normal(0, 0.5, (self.count, 3, 32, 32)).astype(np.float32)
@@ -37,13 +37,13 @@ class Toy(Data):
         return self.count
 
     def labels(self, split: Split) -> Labels:
-        return np.asarray(self._tensors(split).tensors[1].numpy())
+        return np.asarray(self.tensors(split).tensors[1].numpy())
 
     def loader(
         self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
     ) -> DataLoader[Any]:
         order = np.arange(self.count) if seed is None else np.random.default_rng(seed).permutation(self.count)
-        return DataLoader(self._tensors(split), batch_size, sampler=order[:limit].tolist(), drop_last=seed is not None)
+        return DataLoader(self.tensors(split), batch_size, sampler=order[:limit].tolist(), drop_last=seed is not None)
 
 
 def toy(count: int = 256) -> Toy:
