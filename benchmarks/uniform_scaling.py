@@ -3,12 +3,14 @@
     python benchmarks/uniform_scaling.py --seeds 0 1 2 --runs results/quickstart-seed --out results/uniform_scaling.json
 
 For each seed: a whole quickstart (its run folder is made, or resumed), then the largest network with widths and depths
-cut alike, the slowest that measures at most 2% more than the winner of the middle budget; trained from the same supernet with the same teacher, recipe and epochs, timed in the same rounds as the winner. Accuracies
-are on the test split; the interval is a paired bootstrap over source glyphs.
+cut alike, the slowest that measures at most 2% more than the winner of the middle budget; trained from the same supernet
+with the same teacher, recipe and epochs, timed in the same rounds as the winner. Accuracies are on the test split; the
+interval is a paired bootstrap over source glyphs. `peak_mb` is the process's peak memory so far.
 """
 
 import argparse
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
         "largest": {"measured_ms": summary["largest"]["measured_ms"], "test_acc": summary["largest"]["test_acc"]},
         "smallest": {"test_acc": float(correct(smallest, quick.data, "test").mean())},
         "seconds": summary["seconds"],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 

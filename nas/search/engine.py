@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nas.errors import BudgetError
+from nas.files import atomic_write
 from nas.progress import progress, say
 from nas.runs import Run
 from nas.search import searcher_named
-from nas.search.feasible import check_budgets
+from nas.search.feasible import cheapest, check_budgets
 from nas.search.searcher import Result, Searcher
 from search_spaces import Space
 from search_spaces.arch import Arch
@@ -18,7 +19,9 @@ from search_spaces.errors import InputError
 
 __all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_search"]
 
-ASKS_PER_TRIAL = 20  # proposals that may be repeats or too slow, for each one that is evaluated
+ASKS_PER_TRIAL = 20  # proposals that may be passed over, for each one that is evaluated
+NEAR = 0.85  # share of a budget from which on a network is worth a look: one that leaves more of it unused seldom wins
+PATIENCE = 10  # proposals that are far below every budget before one of them is evaluated all the same
 FINALISTS = 4  # candidates of a budget that are looked at on all validation images
 TIGHTENINGS = 6  # times that a budget is tightened when the measured winner is over it
 SAFETY = 0.995  # of the tightened budget, so that each round ends below the last
@@ -106,12 +109,15 @@ class Search:
         self.evaluated: dict[str, Candidate] = {}
         self.finals: dict[str, float] = {}
         self.measured: dict[str, float] = {}
+        self.cheapest = cheapest(space, lambda arch: prices.predict(arch).high)
         for record in run.records():
             self._read(record)
 
     def _read(self, record: dict[str, Any]) -> None:
         if record["event"] == "evaluated":
             arch = self.space.decode(record["code"])
+            if arch.id != record["arch"]:
+                raise InputError(f"{self.run.path} was searched in another version of {self.space.name}; search again")
             self.evaluated[arch.id] = Candidate(arch, record["ms"], record["high"], record["accuracy"])
         elif record["event"] == "final":
             self.finals[record["arch"]] = record["accuracy"]
@@ -123,12 +129,16 @@ class Search:
         self._read(record)
 
     def explore(self) -> None:
-        """Evaluate `plan.trials` different networks under the largest budget, as the searcher proposes them.
+        """Evaluate the cheapest network, so that no budget above it stays empty, and those that the searcher proposes.
 
-        A space with fewer such networks ends the search early, and says so.
+        Proposals over the largest budget are passed over, and so are those far below every budget, unless `PATIENCE` of
+        them came in a row. A space with fewer than `plan.trials` networks ends the search early, and says so.
         """
         searcher = searcher_named(self.plan.searcher, self.space, self.run.path / "search.db", self.plan.seed)
         with progress("search", self.plan.trials, done=len(self.evaluated)) as bar:
+            if self.cheapest.id not in self.evaluated:
+                self._evaluate(self.cheapest)
+                bar.update()
             while len(self.evaluated) < self.plan.trials and searcher.told < ASKS_PER_TRIAL * self.plan.trials:
                 before = len(self.evaluated)
                 self._trial(searcher)
@@ -141,20 +151,24 @@ class Search:
     def _trial(self, searcher: Searcher) -> None:
         arch = searcher.ask()
         prediction = self.prices.predict(arch)
-        if prediction.high > max(self.plan.budgets):
+        if prediction.high > max(self.plan.budgets) or self._far(prediction.high, searcher):
             searcher.tell(arch, Result(prediction.ms, None))
             return
         if arch.id not in self.evaluated:
-            code = [int(value) for value in self.space.encode(arch)]
-            found = {
-                "code": code,
-                "arch": arch.id,
-                "ms": prediction.ms,
-                "high": prediction.high,
-                "accuracy": self.score(arch),
-            }
-            self._record({"event": "evaluated", **found})
+            self._evaluate(arch)
         searcher.tell(arch, Result(prediction.ms, self.evaluated[arch.id].accuracy))
+
+    def _far(self, ms: float, searcher: Searcher) -> bool:
+        """Whether a network leaves too much of every budget unused to be looked at now."""
+        most = self.prices.predict(self.space.largest).high
+        limits = [min(budget, most) for budget in self.plan.budgets]
+        return searcher.passed < PATIENCE and not any(NEAR * limit <= ms <= limit for limit in limits)
+
+    def _evaluate(self, arch: Arch) -> None:
+        prediction = self.prices.predict(arch)
+        code = [int(value) for value in self.space.encode(arch)]
+        found = {"code": code, "arch": arch.id, "ms": prediction.ms, "high": prediction.high}
+        self._record({"event": "evaluated", **found, "accuracy": self.score(arch)})
 
     def best_under(self, limit_ms: float) -> Candidate | None:
         """The most accurate candidate whose band ends below `limit_ms`; the few best are looked at on all validation images."""
@@ -188,10 +202,9 @@ class Search:
             say(
                 f"search: {key} measures {self.measured[key]:.4g} ms, over {budget_ms:.4g}; limit tightened to {limit:.4g} ms"
             )
-        least = min((candidate.high for candidate in self.evaluated.values()), default=float("nan"))
         raise BudgetError(
-            f"no network evaluated so far holds {budget_ms:.4g} ms; the cheapest of {len(self.evaluated)} takes {least:.4g} ms: "
-            "raise --budget-ms, or --trials to look at more"
+            f"none of the {len(self.evaluated)} networks evaluated holds {budget_ms:.4g} ms when measured; the cheapest of "
+            f"{self.space.name} is predicted at {self.prices.predict(self.cheapest).ms:.4g} ms: raise --budget-ms"
         )
 
     def winners(self) -> list[Winner]:
@@ -243,7 +256,7 @@ def run_search(
     for winner in search.winners():
         arch = winner.candidate.arch
         name = f"{arch.id}.arch.json"
-        (out / name).write_text(arch.to_json() + "\n", encoding="utf-8")
+        atomic_write(out / name, arch.to_json() + "\n")
         figures = {
             "budget_ms": winner.budget_ms,
             "predicted_ms": winner.candidate.ms,

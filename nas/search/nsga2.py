@@ -62,7 +62,7 @@ class Nsga2:
         return self.space.decode(self.space.repair(np.array(code)))
 
     def tell(self, arch: Arch, result: Result) -> None:
-        """Record the asked trial; one that was too slow to be evaluated is pruned, which keeps it out of the population."""
+        """Record the asked trial; one that was passed over is pruned, which keeps it out of the population."""
         assert self._asked is not None, "ask before tell"
         self._asked.set_user_attr("arch", arch.id)
         self._asked.set_user_attr("ms", result.ms)
@@ -79,3 +79,10 @@ class Nsga2:
     def told(self) -> int:
         """Number of trials in the storage."""
         return len(self._trials)
+
+    @property
+    def passed(self) -> int:
+        """Number of pruned trials since the last complete one."""
+        states = [trial.state for trial in reversed(self._trials)]
+        pruned = [state == optuna.trial.TrialState.PRUNED for state in states]
+        return pruned.index(False) if False in pruned else len(pruned)

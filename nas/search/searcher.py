@@ -10,7 +10,7 @@ __all__ = ["Result", "Searcher"]
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a network: predicted milliseconds, and accuracy from 0 to 1 (None where it was too slow to be evaluated)."""
+    """What is known of a network: predicted milliseconds, and accuracy from 0 to 1 (None where it was passed over)."""
 
     ms: float
     accuracy: float | None
@@ -28,3 +28,7 @@ class Searcher(Protocol):
     @property
     def told(self) -> int:
         """How many results were told, by earlier processes too."""
+
+    @property
+    def passed(self) -> int:
+        """How many of the last results, in a row, were of networks that were not evaluated."""
