@@ -71,7 +71,7 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
     assert isinstance(quick.space, Hybrid)
     winner = read_arch(out / result["arch"])
     arch, _ = matched(quick.space, table, 1.02 * measured_ms([winner], table, seed)[0], seed)
-    teacher = Teacher(load_network(out / "networks" / quick.space.largest.id)[0], quick.space.largest.id)
+    teacher = Teacher(load_network(out / "networks" / quick.space.largest.id)[0], quick.space.classes)
     quick.retrained(arch, teacher)
     quick.retrained(quick.space.smallest, teacher)
     smallest, _, _ = load_network(out / "networks" / quick.space.smallest.id)

@@ -19,6 +19,11 @@ from search_spaces.errors import InputError
 
 OPSET = 18  # from 20 on GELU is one operator, which ONNX Runtime 1.31 does not fuse
 
+AGREEMENT, MAX_DIFF = (
+    0.999,
+    1e-4,
+)  # share of images with the same best class; difference over the largest logit, if above 1
+
 __all__ = ["Checked", "check_onnx", "export_onnx"]
 
 
@@ -66,18 +71,21 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
 
 @torch.no_grad()
 def check_onnx(path: Path, network: nn.Module, images: Tensor, target: Target) -> Checked:
-    """Run the file and the network on `images` (N, C, H, W), N a multiple of the target's batch.
+    """Run the file and the network on `images` (N, C, H, W).
 
     Raises:
-        InputError: there are fewer images than one batch.
+        InputError: file and network disagree; the file is removed then.
     """
-    count = len(images) // target.batch * target.batch
-    if not count:
-        raise InputError(
-            f"checking an export for {target.name} takes at least {target.batch} images, got {len(images)}"
-        )
+    count = len(images)
     session = RUNTIMES[target.runtime].from_file(path, target)
-    wanted = network.eval()(images[:count]).numpy()
-    found = np.concatenate([session.run(batch.numpy()) for batch in torch.split(images[:count], target.batch)])
+    wanted = network.eval()(images).numpy()
+    found = session.run(images.numpy())
     agreement = float((wanted.argmax(1) == found.argmax(1)).mean())
-    return Checked(float(np.abs(wanted - found).max()), agreement, count)
+    differing = float(np.abs(wanted - found).max())
+    if agreement < AGREEMENT or differing > MAX_DIFF * max(1.0, float(np.abs(wanted).max())):
+        path.unlink()
+        raise InputError(
+            f"{path.name} gives other scores than the network in {target.name} (largest difference {differing:.2g}, same best "
+            f"class on {agreement:.2%} of {count} images) and was removed; report this network"
+        )
+    return Checked(differing, agreement, count)

@@ -1,16 +1,19 @@
 """Files that are either whole or absent, and where the user's cached files live."""
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from search_spaces.errors import InputError
 
-__all__ = ["atomic_path", "atomic_write", "cache_dir", "read_json", "write_json"]
+__all__ = ["TEMPORARY", "atomic_path", "atomic_write", "cache_dir", "lock", "read_json", "write_json"]
+
+TEMPORARY = ".tmp-"  # begins the name of what a killed process may leave behind
 
 
 def cache_dir() -> Path:
@@ -27,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         umask = os.umask(0)
         os.umask(umask)
@@ -80,3 +83,15 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); restore or remove it"
         ) from error
+
+
+def lock(file: IO[Any], path: Path) -> None:
+    """Keep every other process from locking the open `file` until it is closed; a kill unlocks too.
+
+    Raises:
+        InputError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is at work in {path}; wait for it, or choose another --out") from error

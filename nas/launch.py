@@ -1,21 +1,24 @@
 """What the commands do, from names and folders to results."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from nas.data import SPLITS, Data, Split
+from nas.data import SPLITS
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.networks import network_named
-from nas.runtimes import RUNTIMES, Session
-from nas.search.engine import Plan, run_search
+from nas.runtimes import RUNTIMES
+from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
 from nas.tables import find_table, measured_ms
 from nas.target import Target
@@ -24,12 +27,13 @@ from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, load_network
 from nas.train.retrain import retrain as run_retrain
 from nas.train.supernet import load_supernet
-from search_spaces.arch import Arch
+from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
 __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supernet"]
 
 FORMATS = ("onnx",)
+RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
 
 
 def search_supernet(
@@ -56,7 +60,7 @@ def search_supernet(
     def measure(archs: Sequence[Arch]) -> list[float]:
         return measured_ms(archs, prices, plan.seed)
 
-    config = {"supernet": str(supernet), "table": prices.id}
+    config = supernet_config(supernet, out, prices)
     return run_search(model.space, prices, Scorer(model, data, plan.seed), measure, plan, out, config, resume=resume)
 
 
@@ -72,7 +76,7 @@ def retrain_network(
     data = load_data(dataset, image_size=named.arch.image_size)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
-    guide = None if teacher is None else Teacher(load_network(teacher)[0], str(teacher))
+    guide = None if teacher is None else Teacher(*_taught(teacher))
     run_retrain(
         named.arch, data, recipe, out, start=named.start_weights(data, recipe.seed), teacher=guide, resume=resume
     )
@@ -81,53 +85,84 @@ def retrain_network(
     return {**found, "weights": str(out / "weights.safetensors")}
 
 
+def _taught(path: Path) -> tuple[Network, int]:
+    """The network of a retrain run, and how many classes it tells apart."""
+    network, arch, _ = load_network(path)
+    return network, arch.classes
+
+
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:
-    """`nas evaluate`: accuracy of a run or an exported file, and milliseconds per image.
+    """`nas evaluate`: accuracy of a run or an exported file, and milliseconds per image, those of loading left out.
 
     Raises:
-        InputError: no such network or split.
+        InputError: no such network or split, or the data has another number of classes.
     """
     chosen = [known for known in SPLITS if known == split]
     if not chosen:
         raise InputError(f"no split called {split!r}; known: {', '.join(SPLITS)}")
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     if path.suffix == ".onnx":
-        session = RUNTIMES["ort"].from_file(path, Target.parse("cpu-ort-fp32-b1-t1"))
-        data = load_data(dataset, image_size=session.image_size)
-        started = time.perf_counter()
-        found = _file_accuracy(session, data, chosen[0], limit)
+        from nas.runtimes.onnxruntime import batch_of
+
+        session = RUNTIMES["ort"].from_file(path, Target("cpu", "ort", "fp32", batch_of(path), threads=1))
+        classes, image_size, run = session.classes, session.image_size, session.run
     else:
         network, arch, _ = load_network(path)
-        data = load_data(dataset, image_size=arch.image_size)
-        started = time.perf_counter()
-        found = accuracy(network, data, chosen[0], limit)
+        classes, image_size, run = arch.classes, arch.image_size, _eager(network)
+    data = load_data(dataset, image_size=image_size)
+    if data.classes != classes:
+        raise InputError(
+            f"{path} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
+        )
+    hits, seconds = 0, 0.0
     count = min(limit or data.size(chosen[0]), data.size(chosen[0]))
-    return {"acc": found, "images": count, "ms_per_image": 1000 * (time.perf_counter() - started) / count}
+    for images, labels in data.loader(chosen[0], 250, limit=limit):
+        started = time.perf_counter()
+        found = run(images.numpy())
+        seconds += time.perf_counter() - started
+        hits += int((found.argmax(1) == labels.numpy()).sum())
+    return {"acc": hits / count, "images": count, "ms_per_image": 1000 * seconds / count}
 
 
-def _file_accuracy(session: Session, data: Data, split: Split, limit: int | None) -> float:
-    """Accuracy of a file that takes one image at a time."""
-    hits = total = 0
-    for images, labels in data.loader(split, 250, limit=limit):
-        found = [int(session.run(image[None].numpy()).argmax()) for image in images]
-        hits += sum(int(label) == guess for label, guess in zip(labels, found, strict=True))
-        total += len(found)
-    return hits / total
+def _eager(network: Network) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    @torch.no_grad()
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
 
 
-def export_network(name: str, form: str, target: str, table: Path | None, out: Path, seed: int) -> dict[str, Any]:
-    """`nas export`: the file's path, how it agrees with the network on random images, and its time.
+def export_network(
+    name: str,
+    form: str,
+    target: str,
+    table: Path | None,
+    out: Path,
+    seed: int,
+    *,
+    dataset: str | None = None,
+    budget_ms: float | None = None,
+    foreign: bool = False,
+) -> dict[str, Any]:
+    """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, and its time.
 
     Raises:
-        InputError: no such network, format or target.
+        InputError: no such network, format or target, a table of another target or machine, or a file that gives other
+            scores than the network; then there is no file.
     """
     if form not in FORMATS:
         raise InputError(f"no format called {form!r}; known: {', '.join(FORMATS)}")
     wanted = Target.parse(target)
     prices = None if table is None else LatencyTable.load(table)
-    named = network_named(name)
+    if prices is not None:
+        prices.check_machine(foreign)
+        if prices.target != wanted:
+            raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
+    named = network_named(name, budget_ms)
     network = named.with_weights(seed)
+    images = _check_images(named.arch, dataset, wanted.batch)
     path = export_onnx(network, named.arch.example(wanted.batch), out / f"{named.arch.id}.onnx")
-    images = torch.cat([named.arch.example(wanted.batch, seed=index) for index in range(32)])
     checked = check_onnx(path, network, images, wanted)
     if prices is None:
         taken = time_networks([path], wanted, reference=named.arch, seed=seed)[0].ms
@@ -137,5 +172,14 @@ def export_network(name: str, form: str, target: str, table: Path | None, out: P
         "path": str(path),
         "max_abs_diff": checked.max_abs_diff,
         "top1_agreement": checked.top1_agreement,
+        "images": checked.images,
     }
     return {**found, "measured_ms": taken, "predicted_ms": None if prices is None else prices.predict(named.arch).ms}
+
+
+def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:
+    """Images (N, C, H, W) on which an exported file is compared with its network, whole batches of them."""
+    if dataset is None:
+        return torch.cat([arch.example(batch, seed=index) for index in range(-(-RANDOM_IMAGES // batch))])
+    data = load_data(dataset, image_size=arch.image_size)
+    return torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)])

@@ -14,7 +14,7 @@ from nas.correction import Times, settle
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan
 from nas.progress import say
-from nas.samples import Samples
+from nas.samples import Samples, finish_section
 from nas.solve import RowSystem
 from nas.table_file import Calibration, Content, RowTime, Verdict, write
 from nas.target import Target, fingerprint, machine_slug
@@ -96,6 +96,7 @@ def measure_table(
     table = _existing(stem, fresh)
     if table is not None and not table.lacks(space.rows):
         say(f"{stem.name} has every row of {space.name} already")
+        finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
         return table
     job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:

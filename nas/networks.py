@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from nas.data import Data
+from nas.data import load as load_data
 from nas.evaluate import calibration_batches
+from nas.progress import say
 from nas.runs import Run, read_arch
 from nas.train.retrain import fresh_network, load_network
 from nas.train.supernet import load_supernet
@@ -15,7 +17,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
-__all__ = ["Named", "arch_named", "network_named"]
+__all__ = ["Named", "network_named"]
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,24 @@ class Named:
         if self.supernet is None:
             return None
         supernet, _ = load_supernet(self.supernet)
+        if data.classes != supernet.space.classes:
+            raise InputError(
+                f"the supernet in {self.supernet} tells {supernet.space.classes} classes apart, {data.name} has "
+                f"{data.classes}; train a supernet on {data.name}, or retrain the architecture file from fresh weights"
+            )
         stats = supernet.recalibrate(self.arch, calibration_batches(data, seed))
         return dict(supernet.extract(self.arch, stats).state_dict())
 
     def with_weights(self, seed: int) -> Network:
-        """The network in eval mode, with random weights where it has none of its own."""
-        return fresh_network(self.arch, seed).eval() if self.network is None else self.network
-
-
-def arch_named(name: str) -> Arch:
-    """The architecture of a zoo name, an architecture file or a run.
-
-    Raises:
-        InputError: none of these.
-    """
-    return network_named(name).arch
+        """The network in eval mode: with its own weights, its supernet's, or random ones, and then it says so."""
+        if self.network is not None:
+            return self.network
+        if self.supernet is None:
+            say(f"{self.arch.id} has no weights of its own; it gets random ones")
+            return fresh_network(self.arch, seed).eval()
+        supernet, run = load_supernet(self.supernet)
+        data = load_data(run.config["data"], image_size=self.arch.image_size)
+        return supernet.extract(self.arch, supernet.recalibrate(self.arch, calibration_batches(data, seed)))
 
 
 def network_named(name: str, budget_ms: float | None = None) -> Named:
@@ -73,9 +78,11 @@ def network_named(name: str, budget_ms: float | None = None) -> Named:
 def _winner(run: Run, budget_ms: float | None) -> Named:
     if run.summary is None:
         raise InputError(f"the search in {run.path} is unfinished; go on with --resume")
+    if budget_ms is not None and not 0 < budget_ms < float("inf"):
+        raise InputError(f"--budget-ms must be positive and finite, got {budget_ms:g}")
     results: list[dict[str, Any]] = run.summary["results"]
     known = ", ".join(f"{result['budget_ms']:.6g}" for result in results)
     chosen = [result for result in results if budget_ms is None or abs(result["budget_ms"] / budget_ms - 1) < 1e-3]
     if len(chosen) != 1:
         raise InputError(f"{run.path} has winners for {known} ms; choose one with --budget-ms")
-    return Named(read_arch(run.path / chosen[0]["arch"]), supernet=Path(run.config["supernet"]))
+    return Named(read_arch(run.path / chosen[0]["arch"]), supernet=run.path / run.config["supernet"])

@@ -17,7 +17,7 @@ from nas.measure import measure_table
 from nas.progress import say
 from nas.report import write_report
 from nas.runs import Run
-from nas.search.engine import Plan, Search, Winner, run_search, tightened
+from nas.search.engine import Plan, Search, Winner, run_search, supernet_config, tightened
 from nas.search.score import Scorer
 from nas.tables import measured_ms, timed
 from nas.target import Target
@@ -41,8 +41,8 @@ class Settings:
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
     trials: int = 50
-    supernet_epochs: int = 3
-    epochs: int = 2
+    supernet_epochs: int = 2
+    epochs: int = 3
     batch_size: int = 32
     lr: float = 3e-3
     rounds: int = 20  # timing rounds of the latency table
@@ -72,6 +72,10 @@ class Quickstart:
         """
         if self.run.summary is not None:
             return self.run.summary
+        with self.run.locked():
+            return self._through()
+
+    def _through(self) -> dict[str, Any]:
         started = time.monotonic()
         table = measure_table(self.space, self.target, self.out / "table", rounds=self.settings.rounds, resume=True)
         recipe = self._recipe(self.settings.supernet_epochs)
@@ -121,7 +125,16 @@ class Quickstart:
             return measured_ms(archs, table, self.settings.seed)
 
         out = self.out / "search"
-        run_search(self.space, table, score, measure, plan, out, {"supernet": str(self.out / "supernet")}, resume=True)
+        run_search(
+            self.space,
+            table,
+            score,
+            measure,
+            plan,
+            out,
+            supernet_config(self.out / "supernet", out, table),
+            resume=True,
+        )
         return Search(self.space, table, score, measure, plan, Run.open(out, "search"))
 
     def _folder(self, arch: Arch) -> Path:
@@ -150,7 +163,7 @@ class Quickstart:
         Raises:
             BudgetError: a budget is still missed after a bounded number of tightenings.
         """
-        teacher = Teacher(load_network(self._folder(self.space.largest))[0], self.space.largest.id, remembered={})
+        teacher = Teacher(load_network(self._folder(self.space.largest))[0], self.data.classes, remembered={})
         winners = search.winners()
         for _ in range(VERIFICATIONS):
             self.checked = {

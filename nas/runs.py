@@ -1,15 +1,18 @@
 """A run's folder: config, append-only records and artifacts, whole after a kill at any moment."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nas.files import atomic_write, read_json, write_json
+from nas.files import TEMPORARY, atomic_write, lock, read_json, write_json
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Run", "load_weights", "read_arch", "save_weights"]
+__all__ = ["Run", "digest", "load_weights", "read_arch", "save_weights"]
 
 CONFIG, RECORDS, SUMMARY, ARCH, WEIGHTS = (
     "config.json",
@@ -39,7 +42,7 @@ class Run:
         """
         config = {"kind": kind, **config}
         if not (path / CONFIG).exists():
-            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            if path.is_file() or (path.is_dir() and any(not one.name.startswith(TEMPORARY) for one in path.iterdir())):
                 raise InputError(f"{path} is not empty and holds no run; choose another --out")
             write_json(path / CONFIG, config)
             return cls(path, config)
@@ -67,6 +70,19 @@ class Run:
         if not isinstance(config, dict) or (kind is not None and config.get("kind") != kind):
             raise InputError(f"{path} is not a {kind} run; give the folder that `nas {kind}` wrote")
         return cls(path, config)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Work in the folder alone, free of what a killed process left half-written.
+
+        Raises:
+            InputError: another process is at work there.
+        """
+        with (self.path / CONFIG).open("rb") as file:
+            lock(file, self.path)
+            for left in self.path.glob(f"{TEMPORARY}*"):
+                left.unlink()
+            yield
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -167,3 +183,11 @@ def load_weights(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); train again or restore it") from error
+
+
+def digest(weights: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that change with any value of the tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nas.files import lock
 from nas.visits import Visit
 from search_spaces.errors import InputError
 
-__all__ = ["Samples"]
+__all__ = ["Samples", "finish_section"]
 
 VISIT = {"s", "r", "o", "n", "t", "ms"}  # segment, round, order, network, time of day, runs
 SYNC_EVERY = 20  # visits between two forced writes to the disk; a killed process loses none, a power cut these
@@ -42,6 +43,17 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
     return values
 
 
+def finish_section(path: Path, about: dict[str, Any]) -> None:
+    """Mark the last section as finished if its header agrees with `about`: its table is there, a kill took the end line."""
+    if not path.exists():
+        return
+    values = _parse(path, path.read_bytes())
+    headers = [value["header"] for value in values if "header" in value]
+    if headers and "end" not in values[-1] and about.items() <= headers[-1].items():
+        with Samples(path, headers[-1], resume=True) as samples:
+            samples.finish()
+
+
 class Samples:
     """The samples file of one measurement, a context manager; `done` holds the visits of the run that is resumed."""
 
@@ -58,8 +70,21 @@ class Samples:
             InputError: the last section is unfinished and `resume` is off, or it belongs to another measurement, or the
                 file is damaged or cannot be written.
         """
-        self.path, self.done = path, []
-        content = b"" if fresh or not path.exists() else path.read_bytes()
+        self.path = path
+        self.done: list[Visit] = []
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)
+        try:
+            self._start(header, resume, fresh)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _start(self, header: dict[str, Any], resume: bool, fresh: bool) -> None:
+        path = self.path
+        lock(self._file, path)
+        content = b"" if fresh else path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         values = _parse(path, whole)
         starts = [i for i, value in enumerate(values) if "header" in value]
@@ -71,10 +96,7 @@ class Samples:
             self.done = [_visit(value) for value in values[starts[-1] + 1 :]]
         self._pending = 0
         with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("r+b" if whole else "wb", buffering=0)
             self._file.truncate(len(whole))
-            self._file.seek(len(whole))
         if not unfinished:
             self._write({"header": header}, force=True)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nas.files import atomic_path, read_json
+from nas.files import atomic_write, read_json
 from search_spaces.errors import InputError
 
 __all__ = ["SCHEMA", "Calibration", "Content", "RowTime", "Verdict", "read", "stem_of", "write"]
@@ -88,6 +88,11 @@ def _files(stem: Path) -> tuple[Path, Path]:
     return stem.with_name(stem.name + ".csv"), stem.with_name(stem.name + ".json")
 
 
+def _next(path: Path) -> Path:
+    """Where new rows wait until the JSON file that describes them is written."""
+    return path.with_name(path.name + ".next")
+
+
 def _csv(rows: Mapping[str, RowTime]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -108,7 +113,7 @@ def _rounded(value: Any) -> Any:
 
 
 def write(stem: Path, content: Content) -> None:
-    """Write both files, each whole or not at all.
+    """Write both files; a kill in between leaves the old table or the new one.
 
     Raises:
         InputError: they cannot be written.
@@ -118,9 +123,9 @@ def write(stem: Path, content: Content) -> None:
     value = {"schema": SCHEMA, "kind": "latency-table", **facts}
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     to_csv, to_json = _files(stem)
-    with atomic_path(to_csv) as table, atomic_path(to_json) as about:
-        table.write_bytes(rows)
-        about.write_text(text, encoding="utf-8")
+    atomic_write(_next(to_csv), rows)
+    atomic_write(to_json, text)  # from here on the new table is the one that is read, were it only from `_next`
+    _next(to_csv).replace(to_csv)
 
 
 def _row(where: str, cells: list[str]) -> tuple[str, RowTime]:
@@ -191,10 +196,13 @@ def read(path: Path) -> Content:
         InputError: a file is missing, damaged, of a newer schema, or they do not belong together.
     """
     table, about = _files(stem_of(path))
-    for part in (table, about):
-        if not part.is_file():
-            raise InputError(f"{part} does not exist; a latency table is a .csv and a .json that `nas measure` wrote")
+    if not about.is_file():
+        raise InputError(f"{about} does not exist; a latency table is a .csv and a .json that `nas measure` wrote")
     value = _about(about)
+    if _next(table).is_file() and hashlib.sha256(_next(table).read_bytes()).hexdigest() == value["sha256"]:
+        table = _next(table)
+    if not table.is_file():
+        raise InputError(f"{table} does not exist; a latency table is a .csv and a .json that `nas measure` wrote")
     content = table.read_bytes()
     rows = _rows(table, content)
     if hashlib.sha256(content).hexdigest() != value["sha256"]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,8 +141,14 @@ class Arch:
 
 
 def _fields(spec: BlockSpec) -> dict[str, Any]:
+    """The fields that differ from their defaults: a spec may get new ones without giving its networks other ids."""
     assert dataclasses.is_dataclass(spec)
-    return {name: _plain(value) for name, value in dataclasses.asdict(spec).items()}
+    given = [
+        (field.name, getattr(spec, field.name))
+        for field in dataclasses.fields(spec)
+        if field.default != getattr(spec, field.name)
+    ]
+    return {name: _plain(value) for name, value in given}
 
 
 def _plain(value: Any) -> Any:
@@ -152,8 +159,8 @@ def _plain(value: Any) -> Any:
 def _spec(position: int, value: Any) -> BlockSpec:
     """The spec of one JSON object, its fields checked by name and type."""
     where = f"not an architecture: block {position}"
-    if not isinstance(value, dict) or value.get("kind") not in BLOCKS:
-        kind = value.get("kind") if isinstance(value, dict) else value
+    kind = value.get("kind") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(kind, str) or kind not in BLOCKS:
         raise InputError(f"{where} has kind {kind!r}; known: {', '.join(BLOCKS)}")
     cls = BLOCKS[value["kind"]]
     assert dataclasses.is_dataclass(cls)
@@ -164,12 +171,12 @@ def _spec(position: int, value: Any) -> BlockSpec:
             raise InputError(f"{where} ({value['kind']}) has no field {name!r}; known: {', '.join(types)}")
         whole = isinstance(item, int)
         accepted = {int: whole and not isinstance(item, bool), bool: isinstance(item, bool)}
-        accepted[float] = accepted[int] or isinstance(item, float)
+        accepted[float] = accepted[int] or (isinstance(item, float) and math.isfinite(item))
         if not accepted[types[name]]:  # specs hold int, float and bool only
             raise InputError(f"{where} ({value['kind']}): {name} cannot be {item!r}")
     try:
         spec = cls(**given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where} ({value['kind']}): {error}") from error
     assert isinstance(spec, BlockSpec)
     return spec

@@ -21,6 +21,9 @@ def measure(
     out: Out = Path("latency_tables"),
     seed: Seed = 0,
     resume: Resume = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure all rows anew, over the table that is there.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Build the latency table of a space on this machine."""
@@ -30,7 +33,8 @@ def measure(
 
     started = time.monotonic()
     wanted = Target.parse(target)
-    table = measure_table(space_named(space, classes), wanted, out, rounds=rounds, seed=seed, resume=resume)
+    names = space_named(space, classes)
+    table = measure_table(names, wanted, out, rounds=rounds, seed=seed, resume=resume, fresh=fresh)
     found = {
         "table": f"{table.path}.json",
         "rows": len(table.rows),

@@ -8,7 +8,19 @@ import typer
 
 from search_spaces.errors import InputError
 
-__all__ = ["DataName", "Foreign", "Json", "Out", "Resume", "Seed", "TablePath", "TargetName", "budgets", "show"]
+__all__ = [
+    "BudgetMs",
+    "DataName",
+    "Foreign",
+    "Json",
+    "Out",
+    "Resume",
+    "Seed",
+    "TablePath",
+    "TargetName",
+    "budgets",
+    "show",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
@@ -21,6 +33,7 @@ TargetName = Annotated[
 TablePath = Annotated[
     Path | None, typer.Option("--table", help="Latency table (.csv or .json) that `nas measure` wrote.")
 ]
+BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Which winner of a search run.")]
 Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table that another machine measured.")]
 
 

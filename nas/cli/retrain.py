@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import DataName, Json, Out, Resume, Seed, show
+from nas.cli.options import BudgetMs, DataName, Json, Out, Resume, Seed, show
 
 __all__ = ["retrain"]
 
@@ -14,7 +14,7 @@ def retrain(
     network: Annotated[str, typer.Argument(help="Search run, retrain run, architecture file or zoo name.")],
     data: DataName,
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Retrain run that is distilled from.")] = None,
-    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Which winner of a search run.")] = None,
+    budget_ms: BudgetMs = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
     lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 1e-3,

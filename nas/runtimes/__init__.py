@@ -24,8 +24,12 @@ class Session(Protocol):
     def image_size(self) -> int:
         """Pixels of each side of the images it takes."""
 
+    @property
+    def classes(self) -> int:
+        """Class scores it gives for an image."""
+
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (B, channels, H, W) -> logits (B, classes)."""
+        """Images (N, channels, H, W) -> logits (N, classes), in batches of its own size, the last one padded."""
 
     def reopen(self) -> None:
         """Load the network anew: where it lies in memory moves its time by a per cent or two."""

@@ -17,7 +17,7 @@ from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Session", "export_onnx", "from_arch", "from_file"]
+__all__ = ["Session", "batch_of", "export_onnx", "from_arch", "from_file"]
 
 OPSET = 18
 
@@ -64,6 +64,25 @@ def from_file(path: Path, target: Target) -> "Session":
     return Session(path, target)
 
 
+def batch_of(path: Path) -> int:
+    """The batch size that an ONNX file takes; 1 where it takes any.
+
+    Raises:
+        InputError: the file is missing or not ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    try:
+        inputs = onnx.load(path, load_external_data=False).graph.input
+    except DecodeError as error:
+        raise InputError(f"{path} is not an ONNX file ({error}); export it again") from error
+    sizes = [given.type.tensor_type.shape.dim[0].dim_value for given in inputs if given.type.tensor_type.shape.dim]
+    return max(1, *sizes) if sizes else 1
+
+
 class Session:
     """A network in ONNX Runtime; implements `nas.runtimes.Session`.
 
@@ -103,9 +122,16 @@ class Session:
         return int(self._images.shape[-1])
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (B, channels, H, W) -> logits (B, classes)."""
-        logits: NDArray[np.float32] = self._session().run(None, {self._input: images})[0]
-        return logits
+        """Images (N, channels, H, W) -> logits (N, classes), in batches of the target's size, the last one padded."""
+        size, session = self.target.batch, self._session()
+        padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
+        logits = [session.run(None, {self._input: batch})[0] for batch in np.split(padded, len(padded) // size)]
+        return np.concatenate(logits)[: len(images)]
+
+    @property
+    def classes(self) -> int:
+        """Class scores it gives for an image."""
+        return int(self.run(self._images).shape[1])
 
     def reopen(self) -> None:
         """Load the optimised graph anew."""

@@ -1,5 +1,6 @@
 """A latency-constrained search: ask, price, evaluate, tell; then winners that are measured to hold their budgets."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from typing import Any, Protocol
 
 from nas.errors import BudgetError
 from nas.files import atomic_write
+from nas.latency import LatencyTable
 from nas.progress import progress, say
-from nas.runs import Run
+from nas.runs import Run, digest, load_weights
 from nas.search import searcher_named
 from nas.search.feasible import cheapest, check_budgets
 from nas.search.searcher import Result, Searcher
+from nas.train.supernet import WEIGHTS
 from search_spaces import Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_search"]
+__all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_search", "supernet_config"]
 
 ASKS_PER_TRIAL = 20  # proposals that may be passed over, for each one that is evaluated
 NEAR = 0.85  # share of a budget from which on a network is worth a look: one that leaves more of it unused seldom wins
@@ -250,17 +253,24 @@ def run_search(
     run = Run.start(out, "search", described, resume=resume)
     if run.summary is not None:
         return run.summary
-    search = Search(space, prices, score, measure, plan, run)
-    search.explore()
-    results = []
-    for winner in search.winners():
-        arch = winner.candidate.arch
-        name = f"{arch.id}.arch.json"
-        atomic_write(out / name, arch.to_json() + "\n")
-        figures = {
-            "budget_ms": winner.budget_ms,
-            "predicted_ms": winner.candidate.ms,
-            "measured_ms": winner.measured_ms,
-        }
-        results.append({**figures, "search_acc": winner.search_acc, "arch": name})
-    return run.finish({"results": results, "evaluations": len(search.evaluated), "seconds": time.monotonic() - started})
+    with run.locked():
+        search = Search(space, prices, score, measure, plan, run)
+        search.explore()
+        results = [_written(winner, out) for winner in search.winners()]
+        found = {"results": results, "evaluations": len(search.evaluated), "seconds": time.monotonic() - started}
+        return run.finish(found)
+
+
+def _written(winner: Winner, out: Path) -> dict[str, Any]:
+    """Write the winner's architecture into `out`; its figures."""
+    arch = winner.candidate.arch
+    name = f"{arch.id}.arch.json"
+    atomic_write(out / name, arch.to_json() + "\n")
+    figures = {"budget_ms": winner.budget_ms, "predicted_ms": winner.candidate.ms, "measured_ms": winner.measured_ms}
+    return {**figures, "search_acc": winner.search_acc, "arch": name}
+
+
+def supernet_config(supernet: Path, out: Path, table: LatencyTable) -> dict[str, str]:
+    """What the config of a search in `out` says of its supernet, whose path is relative to `out`, and of its table."""
+    weights = digest(load_weights(supernet / WEIGHTS))
+    return {"supernet": os.path.relpath(supernet, out), "weights": weights, "table": table.id}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
 from nas.search.searcher import Result
 from search_spaces import Space
@@ -31,7 +32,7 @@ class Nsga2:
             InputError: the file is no Optuna storage.
         """
         optuna.logging.set_verbosity(logging.WARNING)
-        self.space, self.seed, self.population = space, seed, population
+        self.space, self.seed, self.population, self._storage = space, seed, population, storage
         try:
             self._stored = optuna.create_study(
                 storage=f"sqlite:///{storage}",
@@ -39,9 +40,10 @@ class Nsga2:
                 directions=["minimize", "maximize"],
                 load_if_exists=True,
             )
-        except Exception as error:  # sqlalchemy and Optuna raise unrelated types for a file that is no database
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
             raise InputError(
-                f"{storage} cannot be used as an Optuna storage ({type(error).__name__}); remove it to start again"
+                f"{storage} cannot be used as an Optuna storage ({reason}); free the space, or restore the file"
             ) from error
         self._trials = self._stored.get_trials()
         self._study = self._stored
@@ -71,7 +73,11 @@ class Nsga2:
         else:
             self._study.tell(self._asked, [result.ms, result.accuracy])
         trial = self._study.get_trials()[-1]
-        self._stored.add_trial(trial)
+        try:
+            self._stored.add_trial(trial)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(f"cannot write {self._storage}: {reason}; free the space and add --resume") from error
         self._trials.append(trial)
         self._asked = None
 

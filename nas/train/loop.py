@@ -66,7 +66,7 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
         )
     accelerator = Accelerator()
     steps = recipe.steps(data)
-    optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=steps,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress.losses import distillation
 from nas.data import Data
 from nas.evaluate import accuracy
-from nas.runs import Run
+from nas.runs import Run, digest
 from nas.train.loop import Objective, Recipe, fit
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
@@ -25,16 +25,21 @@ class Teacher:
     """A trained network whose scores guide the student; `weight` is its share of the loss."""
 
     network: nn.Module
-    source: str  # recorded in the run's config
+    classes: int
     weight: float = 0.5
     temperature: float = 2.0
     remembered: dict[tuple[Recipe, int], Tensor] | None = (
         None  # a dict here keeps scores for other students on the same data
     )
 
+    def described(self) -> dict[str, Any]:
+        """What a run's config says of it."""
+        return {"weights": digest(self.network.state_dict()), "weight": self.weight, "temperature": self.temperature}
+
     @torch.no_grad()
     def scores(self, images: Tensor, recipe: Recipe, step: int) -> Tensor:
         """Logits (B, classes) for the images of a step; recipe and step decide the batch, so equal ones are looked up."""
+        self.network.eval().to(images.device)
         if self.remembered is None:
             logits: Tensor = self.network(images)
             return logits
@@ -87,26 +92,28 @@ def retrain(
             f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
         )
-    source = None if teacher is None else teacher.source
+    if teacher is not None and teacher.classes != arch.classes:
+        raise InputError(
+            f"the teacher tells {teacher.classes} classes apart, the network {arch.classes}; choose another"
+        )
     config = {
         "arch": arch.id,
         "data": data.name,
         "recipe": vars(recipe),
-        "warm_start": start is not None,
-        "teacher": source,
+        "start": None if start is None else digest(start),
+        "teacher": None if teacher is None else teacher.described(),
     }
     run = Run.start(out, "retrain", config, resume=resume)
     if run.summary is not None:
         return run.summary
-    network = fresh_network(arch, recipe.seed)
-    if start is not None:
-        network.load_state_dict(start)
-    if teacher is not None:
-        teacher.network.eval()
-    fit(network, supervised(recipe, teacher), data, recipe, out / "checkpoint.pt", f"train {out.name}")
-    run.save_network(arch, network.state_dict())
-    summary = run.finish({"val_acc": accuracy(network, data, "val"), "weights": str(out / "weights.safetensors")})
-    (out / "checkpoint.pt").unlink()
+    with run.locked():
+        network = fresh_network(arch, recipe.seed)
+        if start is not None:
+            network.load_state_dict(start)
+        fit(network, supervised(recipe, teacher), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        run.save_network(arch, network.state_dict())
+        summary = run.finish({"val_acc": accuracy(network, data, "val"), "weights": str(out / "weights.safetensors")})
+        (out / "checkpoint.pt").unlink()
     return summary
 
 

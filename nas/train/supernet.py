@@ -17,7 +17,7 @@ from nas.train.loop import Objective, Recipe, fit
 from search_spaces import SPACES, Space, Supernet
 from search_spaces.errors import InputError
 
-__all__ = ["RANDOM_PER_STEP", "load_supernet", "new_supernet", "sandwich", "space_named", "train_supernet"]
+__all__ = ["RANDOM_PER_STEP", "WEIGHTS", "load_supernet", "new_supernet", "sandwich", "space_named", "train_supernet"]
 
 RANDOM_PER_STEP = 1  # random networks per step, beside the largest and the smallest
 WEIGHTS = "supernet.safetensors"
@@ -75,16 +75,17 @@ def train_supernet(space: Space, data: Data, recipe: Recipe, out: Path, *, resum
     run = Run.start(out, "train", config, resume=resume)
     if run.summary is not None:
         return run.summary
-    supernet = new_supernet(space, recipe.seed)
-    objective = sandwich(space, recipe, recipe.steps(data))
-    fit(supernet, objective, data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
-    save_weights(out / WEIGHTS, supernet.state_dict())
-    found = {}
-    for name, arch in (("largest", space.largest), ("smallest", space.smallest)):
-        network = supernet.extract(arch, supernet.recalibrate(arch, calibration_batches(data, recipe.seed)))
-        found[f"{name}_acc"] = accuracy(network, data, "val")
-    summary = run.finish({"supernet": str(out), **found})
-    (out / "checkpoint.pt").unlink()
+    with run.locked():
+        supernet = new_supernet(space, recipe.seed)
+        objective = sandwich(space, recipe, recipe.steps(data))
+        fit(supernet, objective, data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
+        save_weights(out / WEIGHTS, supernet.state_dict())
+        found = {}
+        for name, arch in (("largest", space.largest), ("smallest", space.smallest)):
+            network = supernet.extract(arch, supernet.recalibrate(arch, calibration_batches(data, recipe.seed)))
+            found[f"{name}_acc"] = accuracy(network, data, "val")
+        summary = run.finish({"supernet": str(out), **found})
+        (out / "checkpoint.pt").unlink()
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Convolutional stem: two 3x3 stride-2 conv-BN-GELU, to a quarter of the resolution (EfficientFormer, arXiv 2206.01191)."""
+"""Convolutional stem: two 3x3 stride-2 conv-BN-ReLU, to a quarter of the resolution (EfficientFormer, arXiv 2206.01191)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -47,7 +47,7 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "-1"), ("--budget-ms", "-1")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "fast"), ("--budget-ms", "fast")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "1"), ("nowhere", "no run")),
-        (("validate", "nowhere.csv"), ("nowhere.csv",)),
+        (("validate", "nowhere.csv"), ("nowhere.json", "does not exist")),
         (("evaluate", "nowhere", "--data", "digits64"), ("nowhere", "no run")),
         (("export", "efficientformer_l1", "--format", "floppy"), ("floppy", "onnx")),
         (("report", "nowhere"), ("nowhere", "no run")),
@@ -126,6 +126,27 @@ def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     found = nas("export", "efficientformer_l1", "--out", tmp_path / "out", full_disk=True)
     refused(found, 2, "cannot write", ".onnx")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of ten classes with random weights, as a run."""
+    path = tmp_path_factory.mktemp("run") / "r"
+    run = Run.start(path, "retrain", {}, resume=False)
+    arch = SPACES["hybrid_digits"]().smallest
+    run.save_network(arch, arch.build().state_dict())
+    return path
+
+
+def test_data_of_other_classes(ten_classes: Path, tmp_path: Path) -> None:
+    """Two classes here; numbers from such a network would mean nothing."""
+    data = f"imagefolder:{folder(tmp_path / 'images')}"
+    refused(nas("evaluate", ten_classes, "--data", data), 2, "tells 10 classes apart", "has 2")
+    small = tmp_path / "small.json"
+    small.write_text(SPACES["hybrid_digits"](classes=2).smallest.to_json())
+    words = ("retrain", small, "--data", data, "--batch-size", 8, "--teacher", ten_classes, "--out", tmp_path / "out")
+    refused(nas(*words), 2, "the teacher tells 10 classes apart, the network 2")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_option_is_the_parsers_own_box() -> None:

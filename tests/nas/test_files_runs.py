@@ -2,14 +2,16 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from nas.files import atomic_path, atomic_write, read_json, write_json
-from nas.runs import Run, load_weights, read_arch, save_weights
+from nas.files import TEMPORARY, atomic_path, atomic_write, read_json, write_json
+from nas.runs import Run, digest, load_weights, read_arch, save_weights
 from search_spaces import InputError
 from tests.search_spaces.test_arch import SMALL
 
@@ -116,3 +118,30 @@ def test_views_of_shared_weights_can_be_saved(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", {"a": bank[:2, :2], "b": bank[:1]})
     found = load_weights(tmp_path / "w.safetensors")
     assert torch.equal(found["a"], bank[:2, :2])
+
+
+def test_what_a_kill_left_half_written_is_no_run_and_goes_away(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}config-x.json").write_text("{")
+    run = Run.start(tmp_path, "search", {}, resume=True)
+    with run.locked():
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
+def test_two_processes_do_not_work_in_one_run(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "r", "search", {}, resume=False)
+    script = f"""
+from pathlib import Path
+from nas.runs import Run
+with Run.open(Path({str(tmp_path / "r")!r})).locked():
+    print("in")
+"""
+    with run.locked():
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert "another process is at work" in other.stderr and other.stdout == ""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "in\n"
+
+
+def test_a_digest_tells_weights_apart() -> None:
+    one = {"a": torch.zeros(2), "b": torch.ones(2)}
+    assert digest(one) == digest(dict(reversed(one.items())))
+    assert digest(one) != digest({**one, "a": torch.tensor([0.0, 1e-7])})

@@ -10,7 +10,7 @@ import pytest
 
 from nas.describe import describe
 from nas.latency import LatencyTable, MissingLatency
-from nas.table_file import Calibration, Content, RowTime, Verdict, write
+from nas.table_file import Calibration, Content, RowTime, Verdict, read, write
 from nas.target import Target, fingerprint
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -197,3 +197,19 @@ def test_a_table_that_is_not_there_or_half_there_is_refused(stem: Path, tmp_path
     Path(f"{stem}.json").unlink()
     with pytest.raises(InputError, match=r"\.json does not exist"):
         LatencyTable.load(f"{stem}.csv")
+
+
+def test_a_kill_while_a_table_is_written_leaves_the_old_one_or_the_new_one(stem: Path, tmp_path: Path) -> None:
+    old = read(stem)
+    rows = {key: replace(row, ms=2 * row.ms) for key, row in old.rows.items()}
+    other = tmp_path / "other"
+    write(other, replace(old, rows=rows))
+    to_csv, to_json = stem.with_name(stem.name + ".csv"), stem.with_name(stem.name + ".json")
+    stem.with_name(stem.name + ".csv.next").write_bytes(other.with_suffix(".csv").read_bytes())
+    assert read(stem).rows == old.rows
+    to_json.write_bytes(other.with_suffix(".json").read_bytes())
+    assert read(stem).rows == rows
+    to_csv.unlink()
+    assert read(stem).rows == rows
+    write(stem, old)
+    assert read(stem).rows == old.rows

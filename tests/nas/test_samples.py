@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.samples import Samples
+from nas.samples import Samples, finish_section
 from nas.visits import Visit
 from search_spaces.errors import InputError
 
@@ -125,5 +125,27 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
             samples.finish()
     monkeypatch.undo()
     path.write_bytes(path.read_bytes().replace(b'{"end":true}\n', b""))
+    with Samples(path, HEADER, resume=True) as samples:
+        assert samples.done == [visit(0)]
+
+
+def test_a_section_whose_table_was_written_is_closed(tmp_path: Path) -> None:
+    """A kill may fall between the table and the end line."""
+    path = tmp_path / "x.samples.jsonl"
+    write(path, 5)
+    finish_section(path, {"space": "another"})
+    with pytest.raises(InputError, match="unfinished"):
+        Samples(path, HEADER, resume=False)
+    finish_section(path, {"space": "s"})
+    with Samples(path, {**HEADER, "seed": 1}, resume=False) as samples:
+        assert samples.done == []
+
+
+def test_one_process_measures_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.samples.jsonl"
+    with Samples(path, HEADER, resume=False) as samples:
+        samples.append(visit(0))
+        with pytest.raises(InputError, match="another process is at work"):
+            Samples(path, HEADER, resume=True)
     with Samples(path, HEADER, resume=True) as samples:
         assert samples.done == [visit(0)]

@@ -15,7 +15,7 @@ import pytest
 from nas.errors import BudgetError
 from nas.files import read_json
 from nas.runs import Run
-from nas.search.engine import Plan, Search, run_search, tightened
+from nas.search.engine import NEAR, Plan, Search, run_search, tightened
 from nas.search.feasible import cheapest
 from search_spaces import SPACES, Arch, InputError
 
@@ -165,3 +165,32 @@ def test_a_finished_search_answers_lower_limits_from_its_records(tmp_path: Path)
 
     again = Search(SPACE, Prices(), finals_only, honest, plan, Run.open(tmp_path / "s", "search"))
     assert again.winner(1.0, limit_ms=0.8).candidate.high <= 0.8
+
+
+def test_a_tight_budget_is_held_by_the_cheapest_network(tmp_path: Path) -> None:
+    """Hardly any proposal is as cheap, but the verdict said that the budget can be met."""
+    least = 1.02 * macs(SPACE.smallest)
+    summary = search(tmp_path / "s", Plan((1.001 * least,), trials=3))
+    assert summary["results"][0]["measured_ms"] <= 1.001 * least
+
+
+def test_trials_are_spent_near_the_budgets(tmp_path: Path) -> None:
+    search(tmp_path / "s", Plan((0.4, 0.9), trials=40))
+    records = [record for record in Run.open(tmp_path / "s").records() if record["event"] == "evaluated"]
+    near = [NEAR * budget <= record["high"] <= budget for record in records for budget in (0.4, 0.9)]
+    assert sum(near) > 0.8 * len(records)
+
+
+def test_a_budget_above_every_network_is_searched_near_the_largest(tmp_path: Path) -> None:
+    summary = search(tmp_path / "s", Plan((50.0,), trials=20))
+    assert summary["evaluations"] == 20
+    assert summary["results"][0]["predicted_ms"] > 0.8 * macs(SPACE.largest)
+
+
+def test_codes_of_another_version_of_the_space_are_refused(tmp_path: Path) -> None:
+    plan = Plan((1.0,), trials=3)
+    search(tmp_path / "s", plan)
+    records = tmp_path / "s" / "records.jsonl"
+    records.write_text(records.read_text().replace('"arch": "', '"arch": "0', 1))
+    with pytest.raises(InputError, match="another version of hybrid_digits"):
+        Search(SPACE, Prices(), score, honest, plan, Run.open(tmp_path / "s", "search"))

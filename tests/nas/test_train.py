@@ -59,20 +59,20 @@ def test_retraining_starts_from_given_weights_and_follows_the_teacher(tmp_path: 
         retrain(arch, data, RECIPE, tmp_path / folder, start=start, teacher=guide)
         network, loaded, run = load_network(tmp_path / folder)
         assert loaded == arch
-        assert run.config["teacher"] == (None if guide is None else "big")
+        assert run.config["teacher"] == (None if guide is None else guide.described())
         with torch.no_grad():
             return float((network(images).softmax(1) - teacher.eval()(images).softmax(1)).abs().mean())
 
-    assert distance("with", Teacher(teacher, "big", weight=1.0)) < distance("without", None)
+    assert distance("with", Teacher(teacher, 4, weight=1.0)) < distance("without", None)
 
 
 def test_remembered_scores_are_the_teachers_own(tmp_path: Path) -> None:
     """Two students of one teacher see the same batches; looking its scores up must change nothing."""
     network, store = fresh_network(SPACE.largest, 1).eval(), {}
     for name, teacher in (
-        ("asked", Teacher(network, "t")),
-        ("stored", Teacher(network, "t", remembered=store)),
-        ("looked_up", Teacher(network, "t", remembered=store)),
+        ("asked", Teacher(network, 4)),
+        ("stored", Teacher(network, 4, remembered=store)),
+        ("looked_up", Teacher(network, 4, remembered=store)),
     ):
         retrain(SPACE.smallest, toy(64), replace(RECIPE, epochs=1), tmp_path / name, teacher=teacher)
     assert len(store) == 2

@@ -1,0 +1,83 @@
+"""The README's commands, one after the other, on a space and data that take seconds; fields and exit codes of the contract."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nas.toy import toy_space
+
+SCRIPT = """
+    import sys
+    import torch
+    from nas.data import DATASETS
+    from search_spaces import SPACES
+    from tests.nas.toy import toy, toy_space
+    torch.set_num_threads(1)
+    SPACES["hybrid_toy"] = toy_space
+    DATASETS["toy"] = lambda path, image_size, seed: toy(512)
+    from nas.cli import main
+    sys.argv[0] = "nas"
+    main()
+"""
+TARGET = "cpu-ort-fp32-b1-t1"
+
+
+def nas(*words: object, code: int = 0) -> Any:
+    """The JSON that a command prints, or the last line of stderr where it is to fail."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    assert found.returncode == code, found.stderr
+    return json.loads(found.stdout) if code == 0 else found.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
+    found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4, "--out", tmp_path / "t")
+    assert found["rows"] > 10 and found["seconds"] > 0 and "noise_floor" in found["quality"]
+    table = Path(found["table"])
+    trained = nas(
+        "train", "--space", "hybrid_toy", "--data", "toy", "--epochs", 4, "--batch-size", 32, "--out", tmp_path / "s"
+    )
+    assert trained["largest_acc"] > 0.5 and trained["smallest_acc"] > 0.2
+
+    largest = tmp_path / "largest.json"
+    largest.write_text(toy_space().largest.to_json())
+    most = nas("describe", largest, "--table", table)["predicted_ms"]
+    search = ("search", "--supernet", tmp_path / "s", "--table", table, "--trials", 12)
+    least = nas(*search, "--budget-ms", most / 1000, "--out", tmp_path / "none", code=3)
+    assert "the cheapest network takes 0.0" in least and not (tmp_path / "none").exists()
+    budgets = f"{1.5 * most},{2 * most}"  # far above: tests run beside each other, and times with them
+    results = nas(*search, "--budget-ms", budgets, "--out", tmp_path / "found")
+    assert results["evaluations"] == 12 and results["seconds"] > 0
+    for result in results["results"]:
+        assert result["measured_ms"] <= result["budget_ms"]
+        assert (tmp_path / "found" / result["arch"]).is_file() and 0 < result["search_acc"] <= 1
+
+    refused = nas("export", tmp_path / "found", "--out", tmp_path / "e", code=2)
+    assert "choose one with --budget-ms" in refused
+    first = results["results"][0]["budget_ms"]
+    start = nas("export", tmp_path / "found", "--budget-ms", first, "--out", tmp_path / "e", "--data", "toy")
+    untrained = nas("evaluate", start["path"], "--data", "toy", "--split", "val")
+    assert untrained["acc"] == pytest.approx(results["results"][0]["search_acc"], abs=0.05), "the supernet's weights"
+
+    teacher = nas("retrain", largest, "--data", "toy", "--epochs", 2, "--batch-size", 32, "--out", tmp_path / "teacher")
+    retrain = ("retrain", tmp_path / "found", "--budget-ms", first, "--data", "toy", "--epochs", 1, "--batch-size", 32)
+    trained = nas(*retrain, "--teacher", tmp_path / "teacher", "--out", tmp_path / "n")
+    assert trained["teacher_acc"] == teacher["test_acc"] and Path(trained["weights"]).is_file()
+
+    exported = nas("export", tmp_path / "n", "--table", table, "--data", "toy", "--out", tmp_path / "e2")
+    assert exported["max_abs_diff"] <= 1e-4 and exported["top1_agreement"] >= 0.999 and exported["images"] == 512
+    assert exported["measured_ms"] > 0 and exported["predicted_ms"] > 0
+    run, file = (nas("evaluate", path, "--data", "toy") for path in (tmp_path / "n", exported["path"]))
+    assert run["acc"] == file["acc"] == trained["test_acc"] and run["images"] == 512 and run["ms_per_image"] > 0
+
+    batched = nas("export", tmp_path / "n", "--target", "cpu-ort-fp32-b3-t1", "--out", tmp_path / "e3")
+    assert nas("evaluate", batched["path"], "--data", "toy")["acc"] == trained["test_acc"]
+    validated = nas("validate", table, "--nets", 3)
+    assert validated["nets"] == 3 and {"within_5pct", "mape", "kendall_tau", "noise_floor"} <= validated.keys()
