@@ -28,7 +28,7 @@ from nas.tables import measured_ms
 from nas.train.retrain import Teacher, load_network
 from nas.train.supernet import load_supernet
 from search_spaces.arch import Arch
-from search_spaces.spaces.hybrid import Hybrid, Shape
+from search_spaces.spaces.hybrid import Hybrid
 
 MIDDLE = 1  # of the three budgets
 BOOTSTRAP = 10_000
@@ -36,10 +36,16 @@ BOOTSTRAP = 10_000
 
 def scaled(space: Hybrid, share: float) -> Arch:
     """The largest network with every width and depth times `share`, rounded; its partition point at the same share of the depth."""
-    top = space.shape(space.largest)
-    widths = tuple(max(2, 2 * round(share * width / 2)) for width in top.widths)
-    mb4d = tuple(ratios[: max(1, round(share * len(ratios)))] if ratios else () for ratios in top.mb4d)
-    return space.arch(Shape(widths, mb4d, top.mb3d[: max(1, round(share * len(top.mb3d)))]))
+
+    def fewer(ratios: tuple[float, ...]) -> tuple[float, ...]:
+        return ratios[: max(1, round(share * len(ratios)))] if ratios else ()
+
+    top = space.parts(space.largest)
+    widths = [max(2, 2 * round(share * part.width / 2)) for part in top]
+    parts = zip(top, widths, strict=True)
+    return space.arch(
+        [replace(part, width=width, mb4d=fewer(part.mb4d), mb3d=fewer(part.mb3d)) for part, width in parts]
+    )
 
 
 def matched(space: Hybrid, table: LatencyTable, limit_ms: float, seed: int) -> tuple[Arch, float]:

@@ -61,7 +61,9 @@ def macs_thop(arch: Arch) -> int:
     network = arch.build().eval()
     rules = _thop_rules()
     counted = (*rules, torch.nn.Conv2d, torch.nn.Linear)
-    leaves = [part for part in network.modules() if not list(part.children())]
+    leaves = [
+        part for part in network.modules() if not list(part.children()) and not isinstance(part, torch.nn.ModuleList)
+    ]
     unknown = {type(part).__name__ for part in leaves if not isinstance(part, counted)}
     assert not unknown, f"thop has no rule for {sorted(unknown)}: add one to _thop_rules"
     with torch.no_grad():
@@ -74,10 +76,11 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     """Forward hooks by module type: attention's matmuls, and zero for all that is not counted."""
     from torch import nn
 
-    from search_spaces.blocks.mb3d import Attention
-    from search_spaces.blocks.residual import LayerScale
+    from search_spaces.blocks.attention import Attention, Cut
+    from search_spaces.blocks.position import PositionModule
+    from search_spaces.blocks.residual import Residual
 
-    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity, LayerScale)
+    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity, Residual, Cut, PositionModule)
     return {Attention: _count_attention, **dict.fromkeys(zeros, _count_nothing)}
 
 
@@ -86,8 +89,9 @@ def _count_nothing(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 
 
 def _count_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Both matmuls, and the projections, which thop does not look for below a module with a rule of its own."""
+    """Both matmuls in each group, and the projections, which thop does not look for below a module with a rule of its own."""
     batch, count, _ = inputs[0].shape
-    module.total_ops += batch * module.heads * count * count * (module.key_dim + module.value_dim)
-    for projection in module.children():
-        module.total_ops += projection.total_ops
+    groups = module.cuts[inputs[1] if len(inputs) > 1 else 0].groups
+    matmuls = module.heads * count * (count // groups) * (module.key_dim + module.value_dim)
+    linear = sum(layer.in_features * layer.out_features for layer in (module.qkv, module.proj))
+    module.total_ops += batch * (matmuls + count * linear)

@@ -24,9 +24,10 @@ from nas.tables import find_table, measured_ms
 from nas.target import Target
 from nas.timing import time_networks
 from nas.train.loop import Recipe
-from nas.train.retrain import Teacher, load_network
+from nas.train.retrain import load_network
 from nas.train.retrain import retrain as run_retrain
 from nas.train.supernet import load_supernet
+from nas.train.teachers import teacher_named
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
@@ -65,30 +66,35 @@ def search_supernet(
 
 
 def retrain_network(
-    name: str, dataset: str, recipe: Recipe, out: Path, *, teacher: Path | None, budget_ms: float | None, resume: bool
+    name: str,
+    dataset: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    teacher_weight: float | None = None,
+    temperature: float | None = None,
+    budget_ms: float | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
 
     Raises:
-        InputError: no such network or teacher, or they do not fit the data.
+        InputError: no such network or teacher, they do not fit the data, or distillation is set but has no teacher.
     """
+    if teacher is None and (teacher_weight is not None or temperature is not None):
+        raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
     named = network_named(name, budget_ms)
     data = load_data(dataset, image_size=named.arch.image_size)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
-    guide = None if teacher is None else Teacher(*_taught(teacher))
+    guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
     run_retrain(
         named.arch, data, recipe, out, start=named.start_weights(data, recipe.seed), teacher=guide, resume=resume
     )
     found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], data, "test")}
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")
     return {**found, "weights": str(out / "weights.safetensors")}
-
-
-def _taught(path: Path) -> tuple[Network, int]:
-    """The network of a retrain run, and how many classes it tells apart."""
-    network, arch, _ = load_network(path)
-    return network, arch.classes
 
 
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:

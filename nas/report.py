@@ -9,7 +9,7 @@ from typing import Any
 from nas.files import atomic_write
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, MB4D, Embed, Stem
+from search_spaces.blocks import BlockSpec, Embed, Head, Stem
 from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
@@ -63,14 +63,22 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
 
 
 def sketch(arch: Arch) -> str:
-    """A network in one line: per stage its width, then each block's kind and FFN ratio, such as `32: 4D×3 4D×2 | 64: 3D×4`."""
-    stages: list[str] = []
+    """A network in one line: per stage its width, then each block, such as `32: 4D×3 4D×2 | 64: 3D×4 2 loops NLL groups 4 permuted`."""
+    return " | ".join(_stage(blocks) for blocks in _stages(arch))
+
+
+def _stages(arch: Arch) -> list[list[BlockSpec]]:
+    stages: list[list[BlockSpec]] = []
     for spec in arch.blocks:
         if isinstance(spec, Stem | Embed):
-            stages.append(f"{spec.width}:")
-        elif isinstance(spec, MB4D | MB3D):
-            stages[-1] += f" {'4D' if isinstance(spec, MB4D) else '3D'}×{spec.ratio:g}"
-    return " | ".join(stages)
+            stages.append([])
+        if not isinstance(spec, Head):
+            stages[-1].append(spec)
+    return stages
+
+
+def _stage(blocks: Sequence[BlockSpec]) -> str:
+    return " ".join(spec.label for spec in blocks)
 
 
 def _headline(summary: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,19 @@ def _fields(spec: BlockSpec) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """2.0 as 2, so that equal specs give equal text."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _fits(item: Any, wanted: Any) -> bool:
+    """Whether a JSON value may be a spec's field of the type `wanted`: int, float, bool, str, or a tuple of one of them."""
+    if get_origin(wanted) is tuple:
+        return isinstance(item, list) and all(_fits(part, get_args(wanted)[0]) for part in item)
+    if wanted is float and isinstance(item, float):
+        return math.isfinite(item)
+    accepted = int if wanted is float else wanted
+    return isinstance(item, accepted) and (accepted is bool or not isinstance(item, bool))
 
 
 def _spec(position: int, value: Any) -> BlockSpec:
@@ -169,13 +181,10 @@ def _spec(position: int, value: Any) -> BlockSpec:
     for name, item in given.items():
         if name not in types:
             raise InputError(f"{where} ({value['kind']}) has no field {name!r}; known: {', '.join(types)}")
-        whole = isinstance(item, int)
-        accepted = {int: whole and not isinstance(item, bool), bool: isinstance(item, bool)}
-        accepted[float] = accepted[int] or (isinstance(item, float) and math.isfinite(item))
-        if not accepted[types[name]]:  # specs hold int, float and bool only
+        if not _fits(item, types[name]):
             raise InputError(f"{where} ({value['kind']}): {name} cannot be {item!r}")
     try:
-        spec = cls(**given)
+        spec = cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in given.items()})
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where} ({value['kind']}): {error}") from error
     assert isinstance(spec, BlockSpec)

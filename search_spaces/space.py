@@ -23,7 +23,14 @@ class Choice:
     """One position of the code; `values` only ever get appended, so that codes and supernets outlive versions."""
 
     name: str
-    values: tuple[float, ...]
+    values: tuple[float | str, ...]
+    least: int = 0  # where the value of the smallest network is, and the largest's; the last unless told
+    most: int | None = None
+
+    @property
+    def top(self) -> int:
+        """The index of the largest network's value."""
+        return len(self.values) - 1 if self.most is None else self.most
 
 
 class Space(ABC):
@@ -70,8 +77,8 @@ class Space(ABC):
 
     @cached_property
     @abstractmethod
-    def bank(self) -> Mapping[str, tuple[BlockSpec, State]]:
-        """Each slot's largest block and the largest state that it may meet."""
+    def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
+        """Each slot's largest blocks, one of every form, with the largest states that they may meet."""
 
     @property
     @abstractmethod

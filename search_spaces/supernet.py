@@ -1,6 +1,6 @@
 """`Supernet`: one bank of shared weights that runs every network of a space, with no state between calls."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from search_spaces.arch import Arch, Network
+from search_spaces.blocks import BlockSpec
 from search_spaces.space import Space
+from search_spaces.states import State
 
 __all__ = ["Stats", "Supernet"]
 
@@ -18,10 +20,20 @@ MOMENTS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @lru_cache(maxsize=64)
-def _skeleton(arch: Arch) -> Network:
-    """The network without storage; its weights are handed in at every call."""
+def _skeleton(arch: Arch, device: torch.device, moments: bool) -> Network:
+    """The network without storage for its parameters, which are handed in at every call; its index tables are its own.
+
+    Without `moments`, BN works on the statistics of its batch.
+    """
     with torch.device("meta"):
-        return arch.build()
+        network = arch.build()
+    if not moments:
+        _forget_moments(network)
+    for part in network.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                setattr(part, name, buffer.to(device))
+    return network
 
 
 def _forget_moments(module: nn.Module) -> None:
@@ -32,56 +44,68 @@ def _forget_moments(module: nn.Module) -> None:
             part.running_mean = part.running_var = part.num_batches_tracked = None
 
 
-@lru_cache(maxsize=64)
-def _batch_skeleton(arch: Arch) -> Network:
-    """Like `_skeleton`, with BN on batch statistics."""
-    with torch.device("meta"):
-        network = arch.build()
-    _forget_moments(network)
-    return network
-
-
 class Supernet(nn.Module):
     """Shared weights of a space; which network runs is an argument.
 
-    A network's weight is the leading part, in every dimension, of the weight with the same name in its slot. The
-    forward pass runs the very module that `extract` gives, on views of the bank, so the two cannot differ.
+    A network's weight is the leading part, in every dimension, of the weight with the same name in its slot; those that
+    belong to a grid, such as position biases, are shared on equal grids alone. The forward pass runs the very module
+    that `extract` gives, on views of the bank, so the two cannot differ.
     """
 
     def __init__(self, space: Space) -> None:
-        """Fresh weights for the largest block of every slot."""
+        """Fresh weights, for every slot the largest of each name."""
         super().__init__()
         self.space = space
-        self.bank = nn.ModuleDict({_name(slot): spec.build(state) for slot, (spec, state) in space.bank.items()})
-        _forget_moments(self.bank)
+        self.bank = nn.ParameterDict()
+        for slot, variants in space.bank.items():
+            for spec, state in variants:
+                for key, parameter in _keyed(slot, spec, state, spec.build(state)):
+                    self._keep(key, parameter)
+
+    def _keep(self, key: str, parameter: nn.Parameter) -> None:
+        """Add a weight to the bank, unless one at least as large in every dimension is there."""
+        known = self.bank[key].shape if key in self.bank else None
+        if known is None or all(own >= old for own, old in zip(parameter.shape, known, strict=True)):
+            self.bank[key] = parameter
+        elif any(own > old for own, old in zip(parameter.shape, known, strict=True)):
+            raise ValueError(
+                f"two blocks of {key} are {tuple(known)} and {tuple(parameter.shape)}: neither holds the other"
+            )
 
     def weights(self, arch: Arch) -> dict[str, Tensor]:
-        """The parameters and fixed buffers of a network as views of the bank, by their names in the network.
+        """The parameters of a network as views of the bank, by their names in the network.
 
         Raises:
             ValueError: a block of `arch` is larger than its slot, or has no slot.
         """
         weights: dict[str, Tensor] = {}
-        skeleton = _batch_skeleton(arch)
-        for position, (slot, block) in enumerate(zip(self.space.slots(arch), skeleton.blocks, strict=True)):
-            if _name(slot) not in self.bank:
-                raise ValueError(f"network {arch.id} needs the slot {slot}, which space {self.space.name} lacks")
-            shared = {**dict(self.bank[_name(slot)].named_parameters()), **dict(self.bank[_name(slot)].named_buffers())}
-            for name, wanted in (*block.named_parameters(), *block.named_buffers()):
-                view = shared[name][tuple(slice(length) for length in wanted.shape)]
+        skeleton = _skeleton(arch, self._device, moments=False)
+        places = zip(self.space.slots(arch), arch.steps(), skeleton.blocks, strict=True)
+        for position, (slot, (spec, state), block) in enumerate(places):
+            names = [name for name, _ in block.named_parameters()]
+            for name, (key, wanted) in zip(names, _keyed(slot, spec, state, block), strict=True):
+                if key not in self.bank:
+                    raise ValueError(f"network {arch.id} needs the weight {key}, which space {self.space.name} lacks")
+                view = self.bank[key][tuple(slice(length) for length in wanted.shape)]
                 if view.shape != wanted.shape:
-                    raise ValueError(
-                        f"{slot}.{name} of network {arch.id} is {tuple(wanted.shape)}, larger than the bank's"
-                    )
+                    raise ValueError(f"{key} of network {arch.id} is {tuple(wanted.shape)}, larger than the bank's")
                 weights[f"blocks.{position}.{name}"] = view
         return weights
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, x: Tensor, arch: Arch, stats: Stats | None = None) -> Tensor:
         """Logits (B, classes) of network `arch` for images (B, C, H, W); without `stats`, BN uses the batch's own."""
         if stats is None:
-            logits: Tensor = functional_call(_batch_skeleton(arch).train(self.training), self.weights(arch), (x,))
+            logits: Tensor = functional_call(
+                _skeleton(arch, self._device, moments=False).train(self.training), self.weights(arch), (x,)
+            )
         else:
-            logits = functional_call(_skeleton(arch).eval(), {**self.weights(arch), **stats}, (x,))
+            logits = functional_call(
+                _skeleton(arch, self._device, moments=True).eval(), {**self.weights(arch), **stats}, (x,)
+            )
         return logits
 
     @torch.no_grad()
@@ -91,10 +115,10 @@ class Supernet(nn.Module):
         Raises:
             ValueError: there are no batches.
         """
-        skeleton, weights = _skeleton(arch).eval(), self.weights(arch)
+        skeleton, weights = _skeleton(arch, self._device, moments=True).eval(), self.weights(arch)
         stats: Stats = {}
         norms = [(name, part) for name, part in skeleton.named_modules() if isinstance(part, nn.BatchNorm2d)]
-        device = next(self.parameters()).device
+        device = self._device
         for name, part in norms:
             stats[f"{name}.running_mean"] = torch.zeros(part.num_features, device=device)
             stats[f"{name}.running_var"] = torch.ones(part.num_features, device=device)
@@ -113,11 +137,13 @@ class Supernet(nn.Module):
     def extract(self, arch: Arch, stats: Stats) -> Network:
         """The network alone, with its own copy of the weights, in eval mode."""
         network = arch.build()
-        own = network.state_dict().keys()
-        network.load_state_dict({name: value for name, value in {**self.weights(arch), **stats}.items() if name in own})
+        network.load_state_dict({**network.state_dict(), **self.weights(arch), **stats})
         return network.eval()
 
 
-def _name(slot: str) -> str:
-    """Module names cannot hold dots."""
-    return slot.replace(".", "_")
+def _keyed(slot: str, spec: BlockSpec, state: State, block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter of a block under its name in the bank: slot, name and, where it belongs to one, grid."""
+    grids = spec.grid_params(state)
+    for name, parameter in block.named_parameters():
+        grid = f"@{grids[name]}" if name in grids else ""
+        yield f"{slot}.{name}{grid}".replace(".", "/"), parameter  # names of parameters cannot hold dots

@@ -9,15 +9,27 @@ from nas.cli.options import BudgetMs, DataName, Json, Out, Resume, Seed, show
 
 __all__ = ["retrain"]
 
+TEACHER = "What is distilled from: a retrain run, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
+EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
+
 
 def retrain(
     network: Annotated[str, typer.Argument(help="Search run, retrain run, architecture file or zoo name.")],
     data: DataName,
-    teacher: Annotated[Path | None, typer.Option("--teacher", help="Retrain run that is distilled from.")] = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help=TEACHER)] = None,
+    teacher_weight: Annotated[
+        float | None, typer.Option("--teacher-weight", help="Its share of the loss, 0 to 1.", show_default="0.5")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="That softens the scores distilled.", show_default="2")
+    ] = None,
     budget_ms: BudgetMs = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
     lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
+    label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="From 0, none, to below 1.")] = 0.1,
+    ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -27,8 +39,24 @@ def retrain(
     from nas.launch import retrain_network
     from nas.train.loop import Recipe
 
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    show(
-        retrain_network(network, data, recipe, out, teacher=teacher, budget_ms=budget_ms, resume=resume),
-        json,
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        smoothing=label_smoothing,
+        ema=ema,
+        seed=seed,
     )
+    found = retrain_network(
+        network,
+        data,
+        recipe,
+        out,
+        teacher=teacher,
+        teacher_weight=teacher_weight,
+        temperature=temperature,
+        budget_ms=budget_ms,
+        resume=resume,
+    )
+    show(found, json)

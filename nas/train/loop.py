@@ -1,7 +1,7 @@
 """The training loop that the supernet and the winners share: AdamW, cosine schedule, a checkpoint after every epoch."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,20 @@ class Recipe:
     clip: float = 1.0  # largest gradient norm
     augment: bool = True
     seed: int = 0
+    ema: float = 0.0  # decay of the mean of weights and BN statistics that becomes the result; 0: the last step's
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
             raise InputError(
                 f"epochs, batch size and learning rate must be positive, got {self.epochs}, {self.batch_size}, {self.lr}"
+            )
+        for name, value in (("the decay of averaged weights", self.ema), ("label smoothing", self.smoothing)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be at least 0, which turns it off, and below 1, got {value}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(
+                f"weight decay must be at least 0, which turns it off, and finite, got {self.weight_decay}"
             )
 
     def steps(self, data: Data) -> int:
@@ -51,6 +59,8 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
     """Train `model` in place, going on from `checkpoint` if it exists.
 
     All that is drawn comes from (recipe.seed, epoch or step), so a killed run ends with the weights of an uninterrupted one.
+    With `recipe.ema` the model ends with the mean of its weights over the steps; the decay rises to the one asked for
+    (timm's warm-up), so that the fresh weights of a short training are forgotten.
 
     Raises:
         InputError: the training split is smaller than one batch, or the loss is no longer finite.
@@ -58,6 +68,7 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
     from accelerate import Accelerator
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
+    from timm.utils import ModelEmaV3
 
     batches = data.size("train") // recipe.batch_size
     if not batches:
@@ -76,7 +87,10 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
         t_in_epochs=False,
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    first = _restore(checkpoint, accelerator.unwrap_model(model), optimizer)
+    plain = accelerator.unwrap_model(model)
+    averaged = ModelEmaV3(plain, recipe.ema, use_warmup=True) if recipe.ema else None
+    parts = {"model": plain, "optimizer": optimizer} | ({} if averaged is None else {"ema": averaged.module})
+    first = _restore(checkpoint, parts)
     with progress(label, steps, done=first * batches) as bar:
         for epoch in range(first, recipe.epochs):
             model.train()
@@ -94,28 +108,32 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
                     raise InputError(f"{label}: the loss is no longer finite at step {step}; lower the learning rate")
                 accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
+                if averaged is not None:
+                    averaged.update(plain, step + 1)
                 bar.set_postfix(loss=f"{total:.3f}", refresh=False)
                 bar.update()
-            _save(checkpoint, accelerator.unwrap_model(model), optimizer, epoch + 1)
+            _save(checkpoint, parts, epoch + 1)
+    if averaged is not None:
+        plain.load_state_dict(averaged.module.state_dict())
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
+def _save(path: Path, parts: Mapping[str, Any], epoch: int) -> None:
     buffer = (
         io.BytesIO()
     )  # torch reports a full disk as a RuntimeError; writing bytes ourselves reports it as what it is
-    torch.save({"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
     atomic_write(path, buffer.getvalue())
 
 
-def _restore(path: Path, model: nn.Module, optimizer: Any) -> int:
-    """Load a checkpoint into model and optimizer; the number of finished epochs, 0 without a checkpoint."""
+def _restore(path: Path, parts: Mapping[str, Any]) -> int:
+    """Load a checkpoint into model, optimizer and averaged weights; the number of finished epochs, 0 without a checkpoint."""
     if not path.exists():
         return 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen unrelated types for a damaged file
         raise InputError(f"{path} is damaged; remove it to train from the start") from error
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     epoch: int = state["epoch"]
     return epoch

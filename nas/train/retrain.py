@@ -32,6 +32,13 @@ class Teacher:
         None  # a dict here keeps scores for other students on the same data
     )
 
+    def __post_init__(self) -> None:
+        """Refuse a loss that means nothing."""
+        if not 0 <= self.weight <= 1:
+            raise InputError(f"the teacher's share of the loss must be from 0 to 1, got {self.weight}")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"the temperature of the distillation must be positive and finite, got {self.temperature}")
+
     def described(self) -> dict[str, Any]:
         """What a run's config says of it."""
         return {"weights": digest(self.network.state_dict()), "weight": self.weight, "temperature": self.temperature}

@@ -5,9 +5,10 @@ from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
 from search_spaces.blocks.mb3d import MB3D
 from search_spaces.blocks.mb4d import MB4D
+from search_spaces.blocks.position import Position
 from search_spaces.blocks.stem import Stem
 
-__all__ = ["BLOCKS", "MB3D", "MB4D", "BlockSpec", "Embed", "Head", "Row", "Stem"]
+__all__ = ["BLOCKS", "MB3D", "MB4D", "BlockSpec", "Embed", "Head", "Position", "Row", "Stem"]
 
 BLOCKS: dict[str, type[BlockSpec]] = {
     "stem": Stem,
@@ -15,4 +16,5 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "mb4d": MB4D,
     "mb3d": MB3D,
     "head": Head,
+    "position": Position,
 }

@@ -1,6 +1,7 @@
 """What every block kind promises: its output state, its cost in closed form, its latency-table rows, its module."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,11 @@ class BlockSpec(ABC):
 
     kind: ClassVar[str]
 
+    @property
+    def label(self) -> str:
+        """The block in a few characters, for reports."""
+        return self.kind
+
     @abstractmethod
     def output(self, state: State) -> State:
         """The state that the block gives for this input state."""
@@ -52,6 +58,10 @@ class BlockSpec(ABC):
     @abstractmethod
     def rows(self, state: State) -> tuple[Row, ...]:
         """The latency-table rows whose times add up to the block's."""
+
+    def grid_params(self, state: State) -> Mapping[str, str]:
+        """Parameters that mean something else on another grid, and the grid's name: networks share them only on equal grids."""
+        return {}
 
     @abstractmethod
     def build(self, state: State) -> nn.Module:

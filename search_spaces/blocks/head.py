@@ -1,4 +1,4 @@
-"""Classification head: LN, mean over places, linear (EfficientFormer, arXiv 2206.01191)."""
+"""Classification head: LN, mean over places, linear (EfficientFormer, arXiv 2206.01191), or the mean first (SReT, 2111.05297)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,8 +14,9 @@ __all__ = ["Head"]
 class HeadModule(nn.Module):
     """(B, N, C) or (B, C, H, W) -> (B, classes)."""
 
-    def __init__(self, channels: int, classes: int, distilled: bool) -> None:
+    def __init__(self, channels: int, classes: int, distilled: bool, mean_first: bool) -> None:
         super().__init__()
+        self.mean_first = mean_first
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, classes)
         self.head_dist = nn.Linear(channels, classes) if distilled else None
@@ -23,18 +24,22 @@ class HeadModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
             x = x.flatten(2).transpose(1, 2)
-        pooled = self.norm(x).mean(1)
+        pooled = self.norm(x.mean(1)) if self.mean_first else self.norm(x).mean(1)
         logits: Tensor = self.head(pooled)
         return logits if self.head_dist is None else (logits + self.head_dist(pooled)) / 2
 
 
 @dataclass(frozen=True)
 class Head(BlockSpec):
-    """Mean-pooled linear classifier; `distilled` adds a second one whose logits are averaged in."""
+    """Mean-pooled linear classifier; `distilled` adds a second one whose logits are averaged in.
+
+    `mean_first`: the mean over places before the LN, as in SReT, not after it.
+    """
 
     kind: ClassVar[str] = "head"
     classes: int
     distilled: bool = False
+    mean_first: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty classifier."""
@@ -59,8 +64,13 @@ class Head(BlockSpec):
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source = self._input(state)
-        dims = (("c", source.channels), ("classes", self.classes), ("heads", 1 + self.distilled))
+        dims: tuple[tuple[str, int], ...] = (
+            ("c", source.channels),
+            ("classes", self.classes),
+            ("heads", 1 + self.distilled),
+        )
+        dims += (("mean_first", 1),) if self.mean_first else ()
         return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
-        return HeadModule(self._input(state).channels, self.classes, self.distilled)
+        return HeadModule(self._input(state).channels, self.classes, self.distilled, self.mean_first)

@@ -1,48 +1,31 @@
-"""MB3D, EfficientFormer's token meta-block: multi-head self-attention with a position bias, and an MLP (arXiv 2206.01191, eq. 4)."""
+"""MB3D, the token meta-block: attention and MLP (EfficientFormer, arXiv 2206.01191, eq. 4), recursive and in groups (SReT, 2111.05297)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from search_spaces.blocks.attention import Attention, Cut
 from search_spaces.blocks.base import BlockSpec, Row
-from search_spaces.blocks.residual import LayerScale, Mlp, hidden_width
+from search_spaces.blocks.residual import Mlp, Residual, check_form, hidden_width, residual_dims, residual_params
+from search_spaces.grouping import ORDERS
 from search_spaces.states import Map, State, Tokens, tokens_of
 
-__all__ = ["MB3D", "Attention"]
+__all__ = ["MB3D"]
 
 
-def offset_index(grid: tuple[int, int]) -> Tensor:
-    """(N, N) index of the absolute offset |dy| * width + |dx| between every two places of a grid."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    y, x = rows.flatten(), columns.flatten()
-    return (y[:, None] - y[None, :]).abs() * grid[1] + (x[:, None] - x[None, :]).abs()
+class Projection(nn.Module):
+    """SReT's non-linear projection layer (NLL): `a x + b MLP(LN(x))`, the two scalars learned; its own after every loop."""
 
-
-class Attention(nn.Module):
-    """Multi-head self-attention on (B, N, C) whose q, k and v widths are free of C.
-
-    The joint projection keeps each head's q, k and v together, so the first heads are its leading rows.
-    """
-
-    attention_bias_idxs: Tensor
-
-    def __init__(self, channels: int, heads: int, key_dim: int, value_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
-        self.qkv = nn.Linear(channels, heads * (2 * key_dim + value_dim))
-        self.proj = nn.Linear(heads * value_dim, channels)
-        self.attention_biases = nn.Parameter(torch.zeros(heads, grid[0] * grid[1]))
-        self.register_buffer("attention_bias_idxs", offset_index(grid), persistent=False)
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, hidden)
+        self.join = Residual("coefficients", channels, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, count, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2)
-        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
-        logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1) + self.attention_biases[:, self.attention_bias_idxs]
-        mixed = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, count, self.heads * self.value_dim)
-        out: Tensor = self.proj(mixed)
+        out: Tensor = self.join(x, self.mlp(self.norm(x)))
         return out
 
 
@@ -53,23 +36,37 @@ class MB3DModule(nn.Module):
         super().__init__()
         channels = state.channels
         self.norm1 = nn.LayerNorm(channels)
-        self.token_mixer = Attention(channels, spec.heads, spec.key_dim, spec.value_dim, state.grid)
-        self.ls1 = LayerScale(channels, spec.layer_scale)
+        cuts = [Cut(state.grid, groups, order, spec.inverse, spec.seed) for groups, order in spec.cuts]
+        places = state.count if spec.bias else None
+        self.token_mixer = Attention(channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts)
+        self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, hidden_width(channels, spec.ratio))
-        self.ls2 = LayerScale(channels, spec.layer_scale)
+        self.ls2 = Residual(spec.residual, channels, spec.layer_scale)
+        hidden = hidden_width(channels, spec.nll) if spec.nll else 0
+        self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
+        self.loops = spec.loops
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
             x = x.flatten(2).transpose(1, 2)
-        x = x + self.ls1(self.token_mixer(self.norm1(x)))
-        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
-        return out
+        for loop in range(self.loops):
+            x = self.ls1(x, self.token_mixer(self.norm1(x), loop))
+            x = self.ls2(x, self.mlp(self.norm2(x)))
+            if self.nll:
+                x = self.nll[loop](x)
+        return x
 
 
 @dataclass(frozen=True)
 class MB3D(BlockSpec):
-    """Pre-LN attention and pre-LN MLP; a map is laid out as tokens first. Widths `key_dim`, `value_dim` are per head."""
+    """Pre-LN attention and pre-LN MLP, applied `loops` times in a row with the same weights; a map is laid out as tokens first.
+
+    Widths `key_dim` and `value_dim` are per head. `residual` says how branches join, see `Residual`; `layer_scale` is where
+    its scales start. `bias`: a learned bias for each head and offset on the grid. `nll`: hidden width over width of the
+    projection after each loop, 0 for none. `groups` and `orders`: into how many groups each loop cuts the tokens, and in
+    which order; empty for one group. `inverse`: whether the branch puts the tokens back. `seed` draws permuted orders.
+    """
 
     kind: ClassVar[str] = "mb3d"
     heads: int = 8
@@ -77,16 +74,57 @@ class MB3D(BlockSpec):
     value_dim: int = 128
     ratio: float = 4
     layer_scale: float = 1e-5
+    residual: str = "layer_scale"
+    bias: bool = True
+    loops: int = 1
+    nll: float = 0
+    groups: tuple[int, ...] = ()
+    orders: tuple[str, ...] = ()
+    inverse: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse empty heads."""
-        if min(self.heads, self.key_dim, self.value_dim) < 1:
-            raise ValueError(f"heads and their widths must be at least 1, got {self}")
+        """Refuse empty heads, and groups that say nothing or the same as others would: equal networks have equal specs."""
+        check_form(self.residual)
+        if min(self.heads, self.key_dim, self.value_dim, self.loops) < 1 or self.nll < 0 or self.seed < 0:
+            raise ValueError(f"heads, their widths and loops must be at least 1, nll and seed at least 0, got {self}")
+        if len(self.groups) not in (0, self.loops) or len(self.orders) != len(self.groups):
+            raise ValueError(
+                f"{self.loops} loops need as many groups and orders, or none, got {self.groups} and {self.orders}"
+            )
+        if any(groups < 1 for groups in self.groups) or any(order not in ORDERS for order in self.orders):
+            raise ValueError(
+                f"groups must be at least 1 and orders among {', '.join(ORDERS)}, got {self.groups} and {self.orders}"
+            )
+        moved = [groups > 1 for groups, order in self.cuts if order != "contiguous"]
+        if not all(moved) or (self.groups and max(self.groups) == 1):
+            raise ValueError("one group has no order, and groups that are all 1 are written as none")
+        if (not any(moved) and not self.inverse) or ("permuted" not in self.orders and self.seed):
+            raise ValueError("inverse and seed say nothing without an order that moves tokens; leave them out")
+
+    @property
+    def label(self) -> str:
+        loops = f" {self.loops} loops" if self.loops > 1 else ""
+        cuts = (
+            " in " + ",".join(f"{groups} {order}" if groups > 1 else "1" for groups, order in self.cuts)
+            if self.groups
+            else ""
+        )
+        return f"3D×{self.ratio:g}{loops}{' NLL' if self.nll else ''}{cuts}"
+
+    @property
+    def cuts(self) -> tuple[tuple[int, str], ...]:
+        """Groups and order of each loop."""
+        return tuple(zip(self.groups, self.orders, strict=True)) or ((1, "contiguous"),) * self.loops
 
     def _input(self, state: State) -> tuple[Tokens, int]:
         if not isinstance(state, Map | Tokens):
             raise ValueError(f"MB3D takes tokens or a map, got {state}")
-        return tokens_of(state), hidden_width(state.channels, self.ratio)
+        source = tokens_of(state)
+        wrong = [groups for groups, _ in self.cuts if source.count % groups]
+        if wrong:
+            raise ValueError(f"{source.count} tokens cannot be cut into {wrong[0]} equal groups")
+        return source, hidden_width(state.channels, self.ratio)
 
     def output(self, state: State) -> Tokens:
         return self._input(state)[0]
@@ -95,24 +133,39 @@ class MB3D(BlockSpec):
         source, hidden = self._input(state)
         n, c = source.count, source.channels
         projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
-        return projections + n * n * self.heads * (self.key_dim + self.value_dim) + 2 * n * c * hidden
+        matmuls = sum(n * n // groups for groups, _ in self.cuts) * self.heads * (self.key_dim + self.value_dim)
+        nll = 2 * n * c * hidden_width(c, self.nll) if self.nll else 0
+        return self.loops * (projections + 2 * n * c * hidden + nll) + matmuls
 
     def params(self, state: State) -> int:
         source, hidden = self._input(state)
         n, c = source.count, source.channels
         qkv = (c + 1) * self.heads * (2 * self.key_dim + self.value_dim)
-        attention = qkv + self.heads * self.value_dim * c + c + self.heads * n
-        return attention + 2 * c * hidden + hidden + c + 6 * c  # two LNs and two layer scales
+        attention = qkv + self.heads * self.value_dim * c + c + (self.heads * n if self.bias else 0)
+        mlp = 2 * c * hidden + hidden + c
+        wide = hidden_width(c, self.nll) if self.nll else 0
+        nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
+        return attention + mlp + 4 * c + 2 * residual_params(self.residual, c) + self.loops * nll
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source, hidden = self._input(state)
-        channels = ("c", source.channels)
+        n, channels, form = source.count, ("c", source.channels), residual_dims(self.residual)
         widths = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
-        rows = (
-            Row("mb3d.attention", source.count, (channels, *widths)),
-            Row("mb3d.ffn", source.count, (channels, ("hidden", hidden))),
-        )
-        return (Row("flatten", source.count, (channels,)), *rows) if isinstance(state, Map) else rows
+        rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
+        for groups, order in self.cuts:
+            dims = [channels, *widths]
+            dims += [("groups", groups)] if groups > 1 else []
+            dims += [("moves", 1 + self.inverse)] if order != "contiguous" else []
+            dims += [] if self.bias else [("unbiased", 1)]
+            rows.append(Row("mb3d.attention", n, (*dims, *form)))
+            rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *form)))
+            if self.nll:
+                rows.append(Row("mb3d.nll", n, (channels, ("hidden", hidden_width(source.channels, self.nll)))))
+        return tuple(rows)
+
+    def grid_params(self, state: State) -> Mapping[str, str]:
+        grid = self._input(state)[0].grid
+        return {"token_mixer.attention_biases": f"{grid[0]}x{grid[1]}"} if self.bias else {}
 
     def build(self, state: State) -> nn.Module:
         return MB3DModule(self, self._input(state)[0])

@@ -1,47 +1,83 @@
-"""Parts that residual blocks share: the per-channel layer scale and the two forms of the feed-forward branch."""
+"""Parts that residual blocks share: how skip and branch are joined, and the two forms of the feed-forward branch."""
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvMlp", "LayerScale", "Mlp", "hidden_width"]
+__all__ = ["FORMS", "ConvMlp", "Mlp", "Residual", "hidden_width", "residual_dims", "residual_params"]
+
+FORMS = ("layer_scale", "coefficients", "plain")
 
 
 def hidden_width(channels: int, ratio: float) -> int:
-    """Hidden channels of a feed-forward branch.
+    """Hidden channels of a feed-forward branch: `ratio * channels`, a fraction of a channel left out as SReT does.
 
     Raises:
-        ValueError: `ratio * channels` is not a whole number of at least one.
+        ValueError: that is less than one.
     """
-    hidden = channels * ratio
-    if hidden < 1 or hidden != int(hidden):
-        raise ValueError(f"FFN ratio times width must be a whole number, got {ratio} x {channels}")
-    return int(hidden)
+    hidden = int(channels * ratio + 1e-6)  # 0.7 * 10 is a hair below 7
+    if hidden < 1:
+        raise ValueError(f"FFN ratio times width must be at least 1, got {ratio} x {channels}")
+    return hidden
 
 
-class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239); maps and tokens alike."""
+def check_form(form: str) -> None:
+    """Refuse a residual form that is not in `FORMS`."""
+    if form not in FORMS:
+        raise ValueError(f"residual must be one of {', '.join(FORMS)}, got {form!r}")
 
-    def __init__(self, channels: int, init: float) -> None:
+
+def residual_params(form: str, channels: int) -> int:
+    """Learned values of one `Residual`."""
+    return {"layer_scale": channels, "coefficients": 2, "plain": 0}[form]
+
+
+def residual_dims(form: str) -> tuple[tuple[str, int], ...]:
+    """What a row's key says of the form: nothing for layer scale."""
+    return (("residual", FORMS.index(form)),) if FORMS.index(form) else ()
+
+
+class Residual(nn.Module):
+    """Joins skip and branch, maps or tokens alike.
+
+    layer_scale: `skip + gamma * branch`, gamma per channel from `init` (CaiT, arXiv 2103.17239).
+    coefficients: `a * skip + b * branch`, two learned scalars from 1 (SReT, arXiv 2111.05297, section 3.2).
+    plain: `skip + branch`.
+    """
+
+    def __init__(self, form: str, channels: int, init: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), init))
+        self.form = form
+        if form == "layer_scale":
+            self.gamma = nn.Parameter(torch.full((channels,), init))
+        elif form == "coefficients":
+            self.skip, self.branch = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (self.gamma[:, None, None] if x.ndim == 4 else self.gamma)
+    def forward(self, skip: Tensor, branch: Tensor) -> Tensor:
+        if self.form == "layer_scale":
+            return skip + branch * (self.gamma[:, None, None] if branch.ndim == 4 else self.gamma)
+        return self.skip * skip + self.branch * branch if self.form == "coefficients" else skip + branch
 
 
 class ConvMlp(nn.Module):
-    """1x1 conv - BN - GELU - 1x1 conv - BN on a map (B, C, H, W)."""
+    """1x1 conv - BN - GELU - 1x1 conv - BN on a map (B, C, H, W).
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    `depthwise` puts a 3x3 depthwise conv - BN - GELU in between (EfficientFormerV2, arXiv 2212.08059, section 3.1).
+    """
+
+    def __init__(self, channels: int, hidden: int, depthwise: bool = False) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.norm1 = nn.BatchNorm2d(hidden)
         self.act = nn.GELU()
+        self.mid = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if depthwise else None
+        self.norm_mid = nn.BatchNorm2d(hidden) if depthwise else None
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(self.fc1(x)))
+        if self.mid is not None and self.norm_mid is not None:
+            x = self.act(self.norm_mid(self.mid(x)))
         out: Tensor = self.norm2(self.fc2(x))
         return out
 

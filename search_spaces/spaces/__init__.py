@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from search_spaces.space import Space
-from search_spaces.spaces.hybrid import hybrid_digits
+from search_spaces.spaces.hybrid_sizes import hybrid, hybrid_digits
 
 __all__ = ["SPACES"]
 
-SPACES: dict[str, Callable[..., Space]] = {"hybrid_digits": hybrid_digits}
+SPACES: dict[str, Callable[..., Space]] = {"hybrid": hybrid, "hybrid_digits": hybrid_digits}

@@ -1,7 +1,7 @@
-"""The hybrid space: MB4D blocks up to a partition point, MB3D blocks after it; widths, depths and FFN ratios."""
+"""The hybrid space: MB4D blocks up to a partition point, MB3D blocks after it, and what each kind of block may be like."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -12,33 +12,42 @@ from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Row, Stem
 from search_spaces.space import Choice, Code, Space
 from search_spaces.states import State
 
-__all__ = ["Hybrid", "Stage", "hybrid_digits"]
-
-CHAIN = 6  # equal blocks in a probe: enough to tell a block's time from the fixed part
+__all__ = ["Hybrid", "Part", "Stage"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The widths and depths that one stage may have, ascending."""
+    """What one stage may be, each in ascending order."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
+    mixers: tuple[str, ...] = ("pool",)  # of its 4D blocks
+    block: MB3D | None = None  # heads and residual form of its 3D blocks; None where it has none
+    loops: tuple[int, ...] = (1,)  # of its 3D blocks
+    nll: tuple[float, ...] = (0,)
+    groups: tuple[int, ...] = (1,)  # of each loop
+    orders: tuple[str, ...] = ("contiguous",)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A network of the space, spelled out: the ratio of each block, by stage, 4D blocks before 3D ones."""
+class Part:
+    """One stage of a network, spelled out: the FFN ratios of its 4D blocks and then of its 3D blocks, and what they are like."""
 
-    widths: tuple[int, ...]
-    mb4d: tuple[tuple[float, ...], ...]  # FFN ratios per stage
-    mb3d: tuple[float, ...]  # FFN ratios of the trailing blocks of the last stage
+    width: int
+    mb4d: tuple[float, ...]
+    mb3d: tuple[float, ...] = ()
+    mixer: str = "pool"
+    block: MB3D | None = None  # of the 3D blocks, whatever its ratio; the stage's plain one unless told
 
 
 class Hybrid(Space):
-    """Stages of MB4D blocks whose last one ends in MB3D blocks (EfficientFormer, arXiv 2206.01191).
+    """Stages of MB4D blocks whose trailing blocks are MB3D (EfficientFormer, arXiv 2206.01191; SReT, 2111.05297).
 
-    Weights: a 4D block takes the slot of its place in the stage; 3D slots are aligned from the end, so that the last
-    block of every network is the same one. Widths and FFN ratios take leading channels.
+    The partition point may lie in any stage that has a 3D block; from there on all blocks are 3D. Ratios are chosen for
+    each block; mixer, loops, projection, groups and orders for each stage.
+
+    Weights: a 4D block takes the slot of its place in the stage; 3D slots are aligned from the stage's end, so that the
+    last block of every network is the same one. Widths and FFN ratios take leading channels, loops the first projections.
     """
 
     def __init__(
@@ -48,94 +57,152 @@ class Hybrid(Space):
         stages: tuple[Stage, ...],
         mb3d: tuple[int, ...],
         ratios: tuple[float, ...],
-        block: MB3D,
+        layer_scale: float,
         classes: int,
     ) -> None:
-        """Set the choices; `mb3d` lists how many trailing blocks of the last stage may be 3D, `block` gives their heads."""
+        """Set the choices; `mb3d` lists how many trailing blocks of a network may be 3D."""
         self.name, self.image_size, self.classes = name, image_size, classes
-        self.stages, self.mb3d, self.ratios, self.block = stages, mb3d, ratios, block
+        self.stages, self.mb3d, self.ratios, self.layer_scale = stages, mb3d, ratios, layer_scale
         self.depths = [max(stage.depths) for stage in stages]
+        self.tokens = [-((-image_size // 2 ** (s + 2)) ** 2) for s in range(len(stages))]
         choices = [Choice(f"width{s}", stage.widths) for s, stage in enumerate(stages)]
         choices += [Choice(f"depth{s}", stage.depths) for s, stage in enumerate(stages)]
         choices.append(Choice("mb3d", mb3d))
-        choices += [Choice(f"ratio{s}.mb4d.{i}", ratios) for s, depth in enumerate(self.depths) for i in range(depth)]
-        choices += [Choice(f"ratio{len(stages) - 1}.mb3d.{i}", ratios) for i in range(max(mb3d))]
+        for s, stage in enumerate(stages):
+            choices.append(Choice(f"mixer{s}", stage.mixers))
+            choices += [Choice(f"ratio{s}.mb4d.{i}", ratios) for i in range(self.depths[s])]
+            choices += self._choices_3d(s, stage) if stage.block else []
         self.choices = tuple(choices)
         self._at = {choice.name: position for position, choice in enumerate(choices)}
 
-    def repair(self, code: Code) -> Code:
-        """Cut the 3D count to the last stage's depth, and set the ratios of absent blocks to 0."""
-        limits = np.array([len(choice.values) - 1 for choice in self.choices])
-        given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
-        last = len(self.stages) - 1
-        depths = [int(self._value(given, f"depth{s}")) for s in range(last + 1)]
-        allowed = [i for i, count in enumerate(self.mb3d) if count <= depths[last]]
-        wanted = self._value(given, "mb3d")
-        given[self._at["mb3d"]] = max(
-            (i for i in allowed if self.mb3d[i] <= wanted), key=lambda i: self.mb3d[i], default=allowed[0]
-        )
-        trailing = int(self._value(given, "mb3d"))
-        active = {f"ratio{last}.mb3d.{i}" for i in range(trailing)}
-        for s, depth in enumerate(depths):
-            active |= {f"ratio{s}.mb4d.{i}" for i in range(depth - trailing if s == last else depth)}
-        for name, position in self._at.items():
-            if name.startswith("ratio") and name not in active:
-                given[position] = 0
-        return given
+    def _choices_3d(self, s: int, stage: Stage) -> list[Choice]:
+        choices = [Choice(f"ratio{s}.mb3d.{i}", self.ratios) for i in range(min(self.depths[s], max(self.mb3d)))]
+        choices += [Choice(f"loops{s}", stage.loops), Choice(f"nll{s}", stage.nll)]
+        for loop in range(max(stage.loops)):
+            choices.append(Choice(f"groups{s}.{loop}", stage.groups, len(stage.groups) - 1, 0))  # one group costs most
+            choices.append(Choice(f"order{s}.{loop}", stage.orders))
+        return choices
 
-    def _value(self, code: Code, name: str) -> float:
+    def _value(self, code: Code, name: str) -> float | str:
         position = self._at[name]
         return self.choices[position].values[int(code[position])]
 
+    def _count(self, code: Code, name: str) -> int:
+        return int(self._value(code, name))
+
+    def trailing(self, depths: Sequence[int], count: int) -> list[int]:
+        """How many 3D blocks each stage has when a network of these depths ends in `count` of them."""
+        found = [0] * len(depths)
+        for s in reversed(range(len(depths))):
+            found[s] = min(depths[s], count) if self.stages[s].block else 0
+            count -= found[s]
+            if found[s] < depths[s]:
+                break
+        return found
+
+    def room(self, depths: Sequence[int]) -> int:
+        """The most 3D blocks that a network of these depths can end in."""
+        return sum(self.trailing(depths, sum(depths)))
+
+    def repair(self, code: Code) -> Code:
+        """Cut the 3D count to what there is room for, groups to what divides the tokens, and set inactive positions to 0."""
+        limits = np.array([len(choice.values) - 1 for choice in self.choices])
+        given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
+        depths = [self._count(given, f"depth{s}") for s in range(len(self.stages))]
+        fitting = [i for i, count in enumerate(self.mb3d) if count <= self.room(depths)]
+        given[self._at["mb3d"]] = max((i for i in fitting if i <= given[self._at["mb3d"]]), default=fitting[0])
+        active = {"mb3d", *(f"{name}{s}" for s in range(len(depths)) for name in ("width", "depth"))}
+        for s, (depth, tail) in enumerate(zip(depths, self.trailing(depths, self._count(given, "mb3d")), strict=True)):
+            active |= {f"ratio{s}.mb4d.{i}" for i in range(depth - tail)} | {f"ratio{s}.mb3d.{i}" for i in range(tail)}
+            active |= {f"mixer{s}"} if depth > tail else set()
+            active |= self._active_3d(given, s) if tail else set()
+        inactive = [position for name, position in self._at.items() if name not in active]
+        given[inactive] = 0
+        return given
+
+    def _active_3d(self, given: Code, s: int) -> set[str]:
+        """Positions that matter in a stage with 3D blocks; groups that do not divide the tokens become fewer."""
+        active = {f"loops{s}", f"nll{s}"}
+        for loop in range(self._count(given, f"loops{s}")):
+            name = f"groups{s}.{loop}"
+            wanted = self._count(given, name)
+            choices = self.choices[self._at[name]].values
+            allowed = [i for i, groups in enumerate(choices) if self.tokens[s] % int(groups) == 0]
+            given[self._at[name]] = max((i for i in allowed if int(choices[i]) <= wanted), default=allowed[0])
+            active.add(name)
+            if self._count(given, name) > 1:
+                active.add(f"order{s}.{loop}")
+        return active
+
     def _build(self, code: Code) -> Arch:
-        last = len(self.stages) - 1
-        trailing = int(self._value(code, "mb3d"))
-        counts = [int(self._value(code, f"depth{s}")) - (trailing if s == last else 0) for s in range(last + 1)]
-        return self.arch(
-            Shape(
-                tuple(int(self._value(code, f"width{s}")) for s in range(last + 1)),
-                tuple(
-                    tuple(self._value(code, f"ratio{s}.mb4d.{i}") for i in range(count))
-                    for s, count in enumerate(counts)
-                ),
-                tuple(self._value(code, f"ratio{last}.mb3d.{i}") for i in reversed(range(trailing))),
-            )
+        depths = [self._count(code, f"depth{s}") for s in range(len(self.stages))]
+        parts = []
+        for s, tail in enumerate(self.trailing(depths, self._count(code, "mb3d"))):
+            mb4d = tuple(float(self._value(code, f"ratio{s}.mb4d.{i}")) for i in range(depths[s] - tail))
+            mb3d = tuple(float(self._value(code, f"ratio{s}.mb3d.{i}")) for i in reversed(range(tail)))
+            block = self._block(code, s) if tail else None
+            parts.append(Part(self._count(code, f"width{s}"), mb4d, mb3d, str(self._value(code, f"mixer{s}")), block))
+        return self.arch(parts)
+
+    def _block(self, code: Code, s: int) -> MB3D:
+        loops = self._count(code, f"loops{s}")
+        groups = tuple(self._count(code, f"groups{s}.{loop}") for loop in range(loops))
+        orders = tuple(
+            str(self._value(code, f"order{s}.{loop}")) if groups[loop] > 1 else "contiguous" for loop in range(loops)
+        )
+        cut = max(groups) > 1
+        return replace(
+            self.plain(s),
+            loops=loops,
+            nll=float(self._value(code, f"nll{s}")),
+            groups=groups if cut else (),
+            orders=orders if cut else (),
         )
 
-    def arch(self, shape: Shape) -> Arch:
-        """The network of a shape, whose widths and counts need not be among the choices."""
+    def plain(self, s: int) -> MB3D:
+        """The 3D block of a stage without loops, projection and groups."""
+        block = self.stages[s].block
+        assert block is not None, "a stage without 3D blocks"
+        return replace(block, layer_scale=self.layer_scale)
+
+    def arch(self, parts: Sequence[Part]) -> Arch:
+        """The network of parts, one a stage, whose widths and counts need not be among the choices."""
         blocks: list[BlockSpec] = []
-        for s, (width, ratios) in enumerate(zip(shape.widths, shape.mb4d, strict=True)):
-            blocks.append(Embed(width) if s else Stem(width))
-            blocks += [MB4D(ratio, self.block.layer_scale) for ratio in ratios]
-        blocks += [self._mb3d(ratio) for ratio in shape.mb3d]
+        for s, part in enumerate(parts):
+            tokens = s > 0 and isinstance(blocks[-1], MB3D)
+            blocks.append((Embed(part.width, "separable" if tokens else "full")) if s else Stem(part.width))
+            blocks += [MB4D(ratio, self.layer_scale, part.mixer) for ratio in part.mb4d]
+            if part.mb3d:
+                blocks += [replace(part.block or self.plain(s), ratio=ratio) for ratio in part.mb3d]
         return Arch(self.image_size, 3, (*blocks, Head(self.classes)))
 
-    def _mb3d(self, ratio: float) -> MB3D:
-        return MB3D(self.block.heads, self.block.key_dim, self.block.value_dim, ratio, self.block.layer_scale)
-
     @staticmethod
-    def shape(arch: Arch) -> Shape:
-        """The shape of a network that `arch` made."""
-        widths = tuple(spec.width for spec in arch.blocks if isinstance(spec, Stem | Embed))
-        mb4d: list[list[float]] = []
+    def parts(arch: Arch) -> list[Part]:
+        """The parts that `arch` was made of."""
+        parts: list[Part] = []
         for spec in arch.blocks:
             if isinstance(spec, Stem | Embed):
-                mb4d.append([])
-            elif isinstance(spec, MB4D) and mb4d:
-                mb4d[-1].append(spec.ratio)
-        mb3d = tuple(spec.ratio for spec in arch.blocks if isinstance(spec, MB3D))
-        return Shape(widths, tuple(tuple(ratios) for ratios in mb4d), mb3d)
+                parts.append(Part(spec.width, ()))
+            elif isinstance(spec, MB4D) and parts:
+                parts[-1] = replace(parts[-1], mb4d=(*parts[-1].mb4d, spec.ratio), mixer=spec.mixer)
+            elif isinstance(spec, MB3D) and parts:
+                parts[-1] = replace(parts[-1], mb3d=(*parts[-1].mb3d, spec.ratio), block=spec)
+        return parts
 
     def _read(self, arch: Arch) -> Code | None:
-        shape, last = self.shape(arch), len(self.stages) - 1
-        if len(shape.mb4d) != last + 1:
+        parts = self.parts(arch)
+        if len(parts) != len(self.stages):
             return None
-        values: dict[str, float] = {"mb3d": len(shape.mb3d)}
-        for s, (width, ratios) in enumerate(zip(shape.widths, shape.mb4d, strict=True)):
-            values |= {f"width{s}": width, f"depth{s}": len(ratios) + (len(shape.mb3d) if s == last else 0)}
-            values |= {f"ratio{s}.mb4d.{i}": ratio for i, ratio in enumerate(ratios)}
-        values |= {f"ratio{last}.mb3d.{i}": ratio for i, ratio in enumerate(reversed(shape.mb3d))}
+        values: dict[str, float | str] = {"mb3d": sum(len(part.mb3d) for part in parts)}
+        for s, part in enumerate(parts):
+            values |= {f"width{s}": part.width, f"depth{s}": len(part.mb4d) + len(part.mb3d)}
+            values |= {f"mixer{s}": part.mixer} if part.mb4d else {}
+            values |= {f"ratio{s}.mb4d.{i}": ratio for i, ratio in enumerate(part.mb4d)}
+            values |= {f"ratio{s}.mb3d.{i}": ratio for i, ratio in enumerate(reversed(part.mb3d))}
+            if part.block:
+                values |= {f"loops{s}": part.block.loops, f"nll{s}": part.block.nll}
+                for loop, (groups, order) in enumerate(part.block.cuts):
+                    values |= {f"groups{s}.{loop}": groups} | ({f"order{s}.{loop}": order} if groups > 1 else {})
         code = np.zeros(len(self.choices), dtype=np.int64)
         for name, value in values.items():
             position = self._at.get(name)
@@ -144,98 +211,83 @@ class Hybrid(Space):
             code[position] = self.choices[position].values.index(value)
         return code
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Number of different networks: widths times, for every depth and partition point, the ratios of its blocks."""
+        """Number of different networks: widths times, for every depth and partition point, what the blocks may be."""
         total = 0
         for depths in product(*(stage.depths for stage in self.stages)):
-            partitions = sum(count <= depths[-1] for count in self.mb3d)
-            total += partitions * int(len(self.ratios) ** sum(depths))
-        for stage in self.stages:
-            total *= len(stage.widths)
-        return total
+            for count in self.mb3d:
+                if count <= self.room(depths):
+                    tails = self.trailing(depths, count)
+                    kinds = [
+                        self._kinds(s, depth - tail, tail)
+                        for s, (depth, tail) in enumerate(zip(depths, tails, strict=True))
+                    ]
+                    total += int(np.prod(np.array(kinds, dtype=object)))
+        return total * int(np.prod([len(stage.widths) for stage in self.stages]))
 
-    def _extreme(self, position: int) -> Arch:
-        return self.decode(np.array([position % len(choice.values) for choice in self.choices]))
+    def _kinds(self, s: int, mb4d: int, mb3d: int) -> int:
+        """In how many ways the blocks of a stage can be."""
+        stage, ways = self.stages[s], int(len(self.ratios) ** (mb4d + mb3d))
+        ways *= len(stage.mixers) if mb4d else 1
+        cuts = sum(len(stage.orders) if groups > 1 else 1 for groups in stage.groups if self.tokens[s] % groups == 0)
+        return ways * (len(stage.nll) * sum(cuts**loops for loops in stage.loops) if mb3d else 1)
 
     @property
     def smallest(self) -> Arch:
         """Least width, depth, ratio and number of 3D blocks."""
-        return self._extreme(0)
+        return self.decode(np.array([choice.least for choice in self.choices]))
 
     @property
     def largest(self) -> Arch:
-        """Most width, depth, ratio and number of 3D blocks."""
-        return self._extreme(-1)
+        """Most width, depth, ratio, loops and number of 3D blocks, each in one group."""
+        return self.decode(np.array([choice.top for choice in self.choices]))
 
     def slots(self, arch: Arch) -> tuple[str, ...]:
-        """Slots by stage and place, such as `stage1.mb4d.0`; the last 3D block is `stage1.mb3d.0`."""
-        names, stage, place = [], -1, 0
-        trailing = sum(isinstance(spec, MB3D) for spec in arch.blocks)
-        for spec in arch.blocks:
+        """Slots by stage and place, such as `stage1.mb4d.0`; the last 3D block of a stage is `stage1.mb3d.0`."""
+        names: list[str] = []
+        tails = [len(part.mb3d) for part in self.parts(arch)]
+        stage, place = -1, 0
+        for spec, state in arch.steps():
             if isinstance(spec, Stem | Embed):
                 stage, place = stage + 1, 0
-                names.append(f"stage{stage}.{spec.kind}")
+                names.append(f"stage{stage}.{spec.kind}{'' if hasattr(state, 'height') else '.tokens'}")
             elif isinstance(spec, MB4D):
                 names.append(f"stage{stage}.mb4d.{place}")
                 place += 1
             elif isinstance(spec, MB3D):
-                trailing -= 1
-                names.append(f"stage{stage}.mb3d.{trailing}")
-            else:
+                tails[stage] -= 1
+                names.append(f"stage{stage}.mb3d.{tails[stage]}")
+            elif isinstance(spec, Head):
                 names.append("head")
+            else:
+                raise ValueError(f"{self.name} has no slot for a block of kind {spec.kind}")
         return tuple(names)
 
     @cached_property
-    def bank(self) -> Mapping[str, tuple[BlockSpec, State]]:
-        """The largest block of every slot, read off the networks with everything at its most and either kind of last stage."""
-        largest = self.shape(self.largest)
-        ratio = max(self.ratios)
-        only_4d = self.arch(Shape(largest.widths, tuple((ratio,) * depth for depth in self.depths), ()))
-        only_3d = self.arch(
-            Shape(largest.widths, (*((ratio,) * d for d in self.depths[:-1]), ()), (ratio,) * max(self.mb3d))
-        )
-        return {
-            slot: step for arch in (only_4d, only_3d) for slot, step in zip(self.slots(arch), arch.steps(), strict=True)
-        }
+    def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
+        """The largest blocks of every slot, read off networks of the largest widths and depths: each mixer, each partition point."""
+        ratio, found = max(self.ratios), dict[str, dict[tuple[BlockSpec, State], None]]()
+        mixers = dict.fromkeys(mixer for stage in self.stages for mixer in stage.mixers)
+        for mixer, count in product(mixers, range(min(self.room(self.depths), max(self.mb3d)) + 1)):
+            parts = []
+            for s, tail in enumerate(self.trailing(self.depths, count)):
+                stage = self.stages[s]
+                block = replace(self.plain(s), loops=max(stage.loops), nll=max(stage.nll)) if tail else None
+                used = mixer if mixer in stage.mixers else stage.mixers[0]
+                parts.append(Part(max(stage.widths), (ratio,) * (self.depths[s] - tail), (ratio,) * tail, used, block))
+            arch = self.arch(parts)
+            for slot, step in zip(self.slots(arch), arch.steps(), strict=True):
+                found.setdefault(slot, {})[step] = None
+        return {slot: tuple(steps) for slot, steps in found.items()}
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of all pairs of neighbouring widths, with each ratio and either kind of last block."""
+        """The rows of all pairs of neighbouring widths, with everything that a block may be."""
         return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
 
     def probes(self) -> tuple[Arch, ...]:
-        """Short networks for every pair of widths, and chains of equal blocks for every width and ratio of every stage."""
-        return tuple(dict.fromkeys(self.arch(shape) for shape in self._probe_shapes()))
+        """Short networks for every pair of widths, and chains of equal blocks for all that a block may be."""
+        from search_spaces.spaces.hybrid_probes import probes
 
-    def _probe_shapes(self) -> Iterator[Shape]:
-        last, low = len(self.stages) - 1, self.ratios[0]
-        middle = [stage.widths[len(stage.widths) // 2] for stage in self.stages]
-        for s, stage in enumerate(self.stages):
-            for width, ratio in product(stage.widths, self.ratios):
-                widths = tuple(width if t == s else other for t, other in enumerate(middle))
-                chain = tuple((ratio,) * CHAIN if t == s else (low,) for t in range(last + 1))
-                yield Shape(widths, chain, (low,))
-                if s == last:
-                    yield Shape(widths, tuple((low,) for _ in self.stages), (ratio,) * CHAIN)
-        for s in range(1, last + 1):
-            for pair in product(self.stages[s - 1].widths, self.stages[s].widths):
-                widths = (*middle[: s - 1], *pair, *middle[s + 1 :])
-                yield Shape(widths, tuple((low,) for _ in self.stages), (low,))
-        for width in self.stages[last].widths:
-            widths = (*middle[:-1], width)
-            yield Shape(widths, (*((low,) for _ in self.stages[:-1]), ()), (low, low))
-            yield Shape(widths, tuple((low, low) for _ in self.stages), ())
-
-
-def hybrid_digits(classes: int = 10) -> Hybrid:
-    """64 pixels, two stages of 16x16 and 8x8 places; small enough to search on two CPU cores in minutes."""
-    return Hybrid(
-        "hybrid_digits",
-        image_size=64,
-        stages=(Stage((12, 16, 20, 24), (1, 2)), Stage((24, 32, 40, 48), (1, 2, 3))),
-        mb3d=(0, 1, 2, 3),
-        ratios=(1, 2, 3),
-        block=MB3D(heads=4, key_dim=16, value_dim=32, layer_scale=0.1),
-        classes=classes,
-    )
+        return tuple(dict.fromkeys(self.arch(parts) for parts in probes(self)))

@@ -1,5 +1,7 @@
 """What every space promises, for every space in SPACES."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from hypothesis import strategies as st
 
 from search_spaces import SPACES, Arch, InputError, Space, Supernet
 from search_spaces.blocks import MB4D, Head, Stem
+from search_spaces.spaces.hybrid_sizes import hybrid
 
 NAMES = sorted(SPACES)
+REDUCED: dict[str, Callable[[], Space]] = {"hybrid": lambda: hybrid(classes=10, image_size=64)}  # runs in a test
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -111,7 +115,7 @@ def test_probes_tell_the_time_of_every_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_supernet_equals_extracted_network(name: str) -> None:
-    space, rng = SPACES[name](), np.random.default_rng(4)
+    space, rng = REDUCED.get(name, SPACES[name])(), np.random.default_rng(4)
     torch.manual_seed(0)
     supernet = Supernet(space)
     images = torch.randn(4, 3, space.largest.image_size, space.largest.image_size)
@@ -125,7 +129,7 @@ def test_supernet_equals_extracted_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_supernet_keeps_no_state(name: str) -> None:
-    space, rng = SPACES[name](), np.random.default_rng(5)
+    space, rng = REDUCED.get(name, SPACES[name])(), np.random.default_rng(5)
     torch.manual_seed(0)
     supernet = Supernet(space)
     images = torch.randn(4, 3, space.largest.image_size, space.largest.image_size)
@@ -145,13 +149,26 @@ def test_supernet_keeps_no_state(name: str) -> None:
         assert torch.equal(tensor, before[key]), key
 
 
+def all_4d_and_all_3d(space: Space) -> list[Arch]:
+    """The largest network at its first and last partition point, with every mixer: between them they use all weights."""
+    names = [choice.name for choice in space.choices]
+    mixers = [i for i, name in enumerate(names) if name.startswith("mixer")]
+    archs = {}
+    for count in (0, len(space.choices[names.index("mb3d")].values) - 1):
+        for mixer in range(max(len(space.choices[i].values) for i in mixers)):
+            code = space.encode(space.largest)
+            code[names.index("mb3d")], code[mixers] = count, mixer
+            archs[space.decode(space.repair(code))] = None
+    return list(archs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_shared_parameter(name: str) -> None:
-    space, rng = SPACES[name](), np.random.default_rng(6)
+    space, rng = REDUCED.get(name, SPACES[name])(), np.random.default_rng(6)
     torch.manual_seed(0)
     supernet = Supernet(space)
     images = torch.randn(2, 3, space.largest.image_size, space.largest.image_size)
-    for arch in (space.largest, space.smallest, *(space.sample(rng) for _ in range(40))):
+    for arch in (*all_4d_and_all_3d(space), *(space.sample(rng) for _ in range(6))):
         supernet(images, arch).square().sum().backward()
     for key, parameter in supernet.named_parameters():
         assert parameter.grad is not None, key

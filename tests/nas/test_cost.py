@@ -5,7 +5,7 @@ from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.describe import describe
 from search_spaces import zoo
 from search_spaces.arch import Arch
-from search_spaces.blocks import BLOCKS, MB3D, MB4D, BlockSpec, Embed, Head, Stem
+from search_spaces.blocks import BLOCKS, MB3D, MB4D, BlockSpec, Embed, Head, Position, Stem
 from tests.nas.toy import toy_space
 
 CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block does most of the work
@@ -14,6 +14,7 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
     "mb4d": (Stem(16), *[MB4D(3)] * 6, Head(4)),
     "mb3d": (Stem(16), *[MB3D(heads=3, key_dim=8, value_dim=12, ratio=2)] * 6, Head(4)),
     "head": (Stem(8), Head(4000, distilled=True)),
+    "position": (Stem(48), Position(), Head(4)),
 }
 
 
@@ -21,6 +22,28 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
 def test_three_counts_agree_on_every_block_kind(kind: str) -> None:
     arch = Arch(48, 3, CONTEXTS[kind])
     assert any(spec.kind == kind for spec in arch.blocks)
+    assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
+    assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
+    assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
+
+
+VARIANTS: dict[str, tuple[BlockSpec, ...]] = {
+    "stem of three": (Stem(48, convs=3), Head(4, mean_first=True)),
+    "mb4d depthwise": (Stem(16), *[MB4D(3, mixer="depthwise")] * 4, Head(4)),
+    "embeds of tokens": (Stem(16), MB3D(1, 4, 4, 1), Embed(48, "depthwise"), Embed(96, "separable"), Head(4)),
+    "loops and projections": (Stem(16), *[MB3D(3, 8, 12, 2, loops=3, nll=2, residual="coefficients")] * 2, Head(4)),
+    "groups": (
+        Stem(16),
+        MB3D(3, 8, 12, 1, loops=2, groups=(4, 9), orders=("strided", "permuted")),
+        MB3D(3, 8, 12, 1, groups=(16,), orders=("contiguous",), bias=False),
+        Head(4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_three_counts_agree_on_every_form_of_a_block(name: str) -> None:
+    arch = Arch(48, 3, VARIANTS[name])
     assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
     assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
     assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())

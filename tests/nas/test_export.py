@@ -5,11 +5,14 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
 from nas.export import check_onnx, export_onnx
+from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
 from nas.train.retrain import fresh_network
-from search_spaces import InputError
+from search_spaces import Arch, InputError
+from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Stem
 from tests.search_spaces.test_arch import SMALL
 
 TARGET = Target.parse("cpu-ort-fp32-b2-t1")
@@ -26,6 +29,36 @@ def test_outputs_agree_and_another_network_does_not(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gives other scores than the network"):
         check_onnx(path, fresh_network(SMALL, 1), images, TARGET)
     assert not path.exists()
+
+
+FORMS = Arch(
+    64,
+    3,
+    (
+        Stem(16),
+        Position(),
+        MB4D(2, mixer="depthwise", residual="coefficients"),
+        Embed(24),
+        MB3D(2, 4, 8, 2, loops=2, nll=1, groups=(4, 2), orders=("strided", "permuted"), residual="coefficients"),
+        Embed(32, "separable"),
+        MB3D(2, 4, 8, 2, groups=(4,), orders=("permuted",), inverse=False, bias=False, residual="plain"),
+        Embed(64, "depthwise", norm=False),
+        MB3D(2, 4, 8, 2, 0.5, groups=(2,), orders=("contiguous",)),
+        Head(5, mean_first=True),
+    ),
+)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_form_of_block_is_exported(batch: int, tmp_path: Path) -> None:
+    """By dynamo for users, and by the fast exporter for timing."""
+    network = fresh_network(FORMS, 0).eval()
+    target = Target.parse(f"cpu-ort-fp32-b{batch}-t1")
+    path = export_onnx(network, FORMS.example(batch), tmp_path / "a.onnx")
+    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert check_onnx(path, network, images, target).max_abs_diff <= 1e-4
+    (tmp_path / "fast.onnx").write_bytes(export_fast(network, FORMS.example(batch)))
+    assert check_onnx(tmp_path / "fast.onnx", network, images, target).max_abs_diff <= 1e-4
 
 
 def test_every_gelu_is_fused(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ TARGET = Target.parse("cpu-ort-fp32-b1-t1")
 
 def tiny(classes: int = 3) -> Hybrid:
     """Sixteen networks of 16 pixels."""
-    return Hybrid("tiny", 16, (Stage((8, 16), (1,)), Stage((8, 16), (1, 2))), (0, 1), (1,), MB3D(2, 4, 8), classes)
+    return Hybrid(
+        "tiny", 16, (Stage((8, 16), (1,)), Stage((8, 16), (1, 2), block=MB3D(2, 4, 8))), (0, 1), (1,), 1e-5, classes
+    )
 
 
 def lines(stem: Path) -> list[dict[str, Any]]:

@@ -37,10 +37,10 @@ SCRIPT = """
     def steady(networks, table, seed):  # what a quiet machine would measure: tests run beside each other
         archs = [read_arch(each.parent / "arch.json") if isinstance(each, Path) else each for each in networks]
         return [table.predict(arch).ms for arch in archs]
-    slow = set()  # the first three exported files, which take 10% more than the table says: their budgets are solved again
+    slow = []  # the files of the first verification take half as long again as the table says: they are replaced
     def timed(files, table, seed):
-        slow.update(files if len(slow) < 3 else ())
-        found = [(1.1 if file in slow else 1) * ms for file, ms in zip(files, steady(files, table, seed), strict=True)]
+        slow[:] = slow or [set(files)]
+        found = [(1.5 if file in slow[0] else 1) * ms for file, ms in zip(files, steady(files, table, seed), strict=True)]
         return [Timing(ms, ms, ms, ms, ms, 1, 1.0, 0.0) for ms in found]
     nas.quickstart.measured_ms, nas.quickstart.timed = steady, timed
     small = Settings(space="hybrid_toy", data="toy", shares=(0.7, 0.8, 0.9), trials=16, supernet_epochs=2, epochs=1, rounds=4)

@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from nas.cli.main import app
+from nas.data import DATASETS
 from nas.evaluate import accuracy, calibration_batches, correct
-from nas.runs import load_weights
+from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
 from nas.train.supernet import load_supernet, new_supernet, space_named, train_supernet
@@ -87,15 +92,21 @@ SCRIPT = """
     from pathlib import Path
     import torch
     from nas.train.supernet import train_supernet
+    from nas.train.retrain import retrain
     from nas.train.loop import Recipe
     from tests.nas.toy import toy, toy_space
     torch.set_num_threads(1)
-    train_supernet(toy_space(), toy(), Recipe(epochs=4, batch_size=32, lr=5e-3), Path(sys.argv[1]), resume=True)
+    recipe = Recipe(epochs=4, batch_size=32, lr=5e-3, ema=float(sys.argv[1]))
+    if recipe.ema:
+        retrain(toy_space().largest, toy(), recipe, Path(sys.argv[2]), resume=True)
+    else:
+        train_supernet(toy_space(), toy(), recipe, Path(sys.argv[2]), resume=True)
 """
 
 
-def test_kill_nine_and_resume_ends_with_the_same_weights(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
+@pytest.mark.parametrize(("ema", "file"), [(0.0, "supernet.safetensors"), (0.9, "weights.safetensors")])
+def test_kill_nine_and_resume_ends_with_the_same_weights(ema: float, file: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(ema)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=100)
     process = subprocess.Popen([*command, str(tmp_path / "killed")])
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
@@ -104,10 +115,126 @@ def test_kill_nine_and_resume_ends_with_the_same_weights(tmp_path: Path) -> None
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
     subprocess.run([*command, str(tmp_path / "killed")], check=True, timeout=100)
-    whole, resumed = (load_weights(tmp_path / name / "supernet.safetensors") for name in ("whole", "killed"))
+    whole, resumed = (load_weights(tmp_path / name / file) for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@torch.no_grad()
+def averaged(states: list[dict[str, torch.Tensor]], most: float) -> dict[str, torch.Tensor]:
+    """The mean of the states after each step, by the formula: the decay rises from 0 to `most`."""
+    mean = dict(states[0])
+    for step, state in enumerate(states[1:], 2):
+        decay = min(most, 1 - step ** (-2 / 3))
+        for name, tensor in state.items():
+            mean[name] = decay * mean[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor
+    return mean
+
+
+def test_averaged_weights_are_those_of_the_formula(tmp_path: Path) -> None:
+    """Parameters and BN statistics; a training without them is the one that is averaged."""
+    recipe, seen = replace(RECIPE, epochs=2), []
+
+    def watched(
+        model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, step: int
+    ) -> Iterator[torch.Tensor]:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        yield from supervised(recipe, None)(model, images, labels, step)
+
+    last, mean = fresh_network(SPACE.smallest, 0), fresh_network(SPACE.smallest, 0)
+    fit(last, watched, toy(), recipe, tmp_path / "last.pt", "last")
+    assert torch.load(tmp_path / "last.pt", weights_only=True).keys() == {"epoch", "model", "optimizer"}
+    fit(mean, supervised(recipe, None), toy(), replace(recipe, ema=0.8), tmp_path / "mean.pt", "mean")
+    found, wanted = mean.state_dict(), averaged([*seen[1:], last.state_dict()], 0.8)
+    assert any(name.endswith("running_var") for name in wanted)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        assert name.endswith("num_batches_tracked") or not torch.equal(tensor, last.state_dict()[name]), name
+
+
+def test_a_retrained_network_has_the_averaged_weights(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1, ema=0.8)
+    network = fresh_network(SPACE.smallest, recipe.seed)
+    fit(network, supervised(recipe, None), toy(64), recipe, tmp_path / "c.pt", "x")
+    summary = retrain(SPACE.smallest, toy(64), recipe, tmp_path / "r")
+    for name, tensor in load_network(tmp_path / "r")[0].state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+    assert summary["val_acc"] == accuracy(network, toy(64), "val")
+
+
+def retrained(folder: Path, out: str, *flags: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and weights of `nas retrain` of the smallest network after two steps; raises what the command raises."""
+    (folder / "a.json").write_text(SPACE.smallest.to_json())
+    words = ["retrain", str(folder / "a.json"), "--data", "toy", "--epochs", "1", "--batch-size", "32"]
+    with patch.dict(DATASETS, {"toy": lambda path, image_size, seed: toy(64)}):
+        found = CliRunner().invoke(app, [*words, "--out", str(folder / out), *flags])
+    if found.exception is not None:
+        raise found.exception
+    return Run.open(folder / out).config, load_weights(folder / out / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run to distil from, `teacher`, and a student of it, `usual`, trained without any flag."""
+    folder = tmp_path_factory.mktemp("taught")
+    run = Run.start(folder / "teacher", "retrain", {}, resume=False)
+    run.save_network(SPACE.largest, fresh_network(SPACE.largest, 1).state_dict())
+    retrained(folder, "usual", "--teacher", str(folder / "teacher"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "part", "name"),
+    [
+        ("--ema", 0.9, "recipe", "ema"),
+        ("--label-smoothing", 0.3, "recipe", "smoothing"),
+        ("--weight-decay", 0.5, "recipe", "weight_decay"),
+        ("--teacher-weight", 0.9, "teacher", "weight"),
+        ("--temperature", 5.0, "teacher", "temperature"),
+    ],
+)
+def test_each_flag_changes_its_part_of_the_training(
+    flag: str, value: float, part: str, name: str, taught: Path, tmp_path: Path
+) -> None:
+    usual = Run.open(taught / "usual")
+    config, weights = retrained(tmp_path, "out", "--teacher", str(taught / "teacher"), flag, str(value))
+    assert config == {**usual.config, part: {**usual.config[part], name: value}} != usual.config
+    assert not all(torch.equal(tensor, weights[entry]) for entry, tensor in usual.weights().items())
+
+
+def test_without_flags_the_training_is_that_of_the_defaults(taught: Path, tmp_path: Path) -> None:
+    defaults = ("--ema", "0", "--label-smoothing", "0.1", "--weight-decay", "0.05")
+    guide = ("--teacher", str(taught / "teacher"), "--teacher-weight", "0.5", "--temperature", "2")
+    config, weights = retrained(tmp_path, "out", *guide, *defaults)
+    assert config == Run.open(taught / "usual").config
+    assert all(torch.equal(tensor, weights[entry]) for entry, tensor in Run.open(taught / "usual").weights().items())
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "message"),
+    [
+        ("--ema", (-0.1, 1, "nan"), "decay of averaged weights must be at least 0"),
+        ("--label-smoothing", (-0.1, 1, "nan"), "label smoothing must be at least 0"),
+        ("--weight-decay", (-1, "inf", "nan"), "weight decay must be at least 0"),
+        ("--teacher-weight", (-0.1, 1.1, "nan"), "share of the loss must be from 0 to 1"),
+        ("--temperature", (0, "inf", "nan"), "temperature of the distillation must be positive"),
+    ],
+)
+def test_each_flag_refuses_what_means_nothing(
+    flag: str, values: tuple[object, ...], message: str, taught: Path, tmp_path: Path
+) -> None:
+    for value in values:
+        with pytest.raises(InputError, match=message):
+            retrained(tmp_path, "out", "--teacher", str(taught / "teacher"), flag, str(value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_the_distillation_need_a_teacher(tmp_path: Path) -> None:
+    for flag in ("--teacher-weight", "--temperature"):
+        with pytest.raises(InputError, match="name its teacher with --teacher"):
+            retrained(tmp_path, "out", flag, "1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
@@ -170,6 +297,6 @@ def test_fresh_weights_follow_from_the_seed_and_leave_torch_alone() -> None:
     state = torch.random.get_rng_state()
     one, two, other = (new_supernet(SPACE, seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    name = next(name for name in one if name.endswith("conv1.weight"))
+    name = next(name for name in one if "conv1" in name and name.endswith("weight"))
     assert torch.equal(one[name], two[name])
     assert not torch.equal(one[name], other[name])

@@ -14,8 +14,8 @@ from search_spaces.spaces.hybrid import Hybrid, Stage
 
 def toy_space(classes: int = 4) -> Hybrid:
     """Four thousand networks of 32 pixels that train in seconds."""
-    stages = (Stage((8, 16), (1, 2)), Stage((8, 16), (1, 2)))
-    return Hybrid("hybrid_toy", 32, stages, (0, 1, 2), (1, 2), MB3D(2, 4, 8, layer_scale=0.5), classes)
+    stages = (Stage((8, 16), (1, 2)), Stage((8, 16), (1, 2), block=MB3D(2, 4, 8)))
+    return Hybrid("hybrid_toy", 32, stages, (0, 1, 2), (1, 2), 0.5, classes)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     w, leaf = wave(name, shape), name.rsplit(".", 1)[-1]
     if leaf == "running_var":
         w = 1.0 + 0.2 * w
-    elif leaf in ("running_mean", "bias") and len(shape) <= 1:
+    elif leaf in ("running_mean", "bias") and len(shape) <= 1 and "coefficient" not in name:
         w = 0.1 * w
     elif len(shape) >= 2 and leaf == "weight":
         w = w * math.sqrt(2.0 / math.prod(shape[1:]))
@@ -36,3 +36,8 @@ def value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def image(size: int, batch: int) -> torch.Tensor:
     """The reference input (batch, 3, size, size)."""
     return torch.from_numpy(wave(f"input{size}", (batch, 3, size, size)).astype(np.float32))
+
+
+def permutation(n: int) -> torch.Tensor:
+    """The token order that stood in for SReT's random permutation of n tokens."""
+    return torch.from_numpy(np.argsort(wave(f"perm{n}", (n,)), kind="stable"))

@@ -25,15 +25,36 @@ def test_states_follow_the_blocks() -> None:
     ("blocks", "message"),
     [
         ((Stem(8), MB3D(), MB4D(), Head(2)), "block 2 .mb4d.: MB4D takes a map"),
-        ((Stem(8), MB3D(), Embed(8), Head(2)), "block 2 .embed.: an embed takes a map"),
+        ((Stem(8), MB3D(), Embed(8), MB4D(), Head(2)), "block 3 .mb4d.: MB4D takes a map"),
+        ((Stem(8), MB3D(2, 4, 8, groups=(3,), orders=("strided",)), Head(2)), "64 tokens cannot be cut into 3"),
+        ((Stem(8), MB3D(2, 4, 8), Embed(12, "depthwise"), Head(2)), "multiple of them, got 12"),
         ((Stem(8), MB4D()), "must give class scores"),
         ((Stem(8), Head(2), Head(2)), "block 2 .head."),
-        ((Stem(8), MB4D(ratio=0.3), Head(2)), "whole number"),
+        ((Stem(8), MB4D(ratio=0.1), Head(2)), "at least 1"),
     ],
 )
 def test_shapes_that_do_not_meet_are_refused(blocks: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Arch(32, 3, blocks)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"residual": "dense"}, "residual must be one of layer_scale"),
+        ({"loops": 2, "groups": (2,), "orders": ("strided",)}, "2 loops need as many groups and orders"),
+        ({"groups": (2,), "orders": ("spiral",)}, "orders among contiguous"),
+        ({"groups": (1,), "orders": ("contiguous",)}, "all 1 are written as none"),
+        ({"loops": 2, "groups": (2, 1), "orders": ("strided", "strided")}, "one group has no order"),
+        ({"groups": (2,), "orders": ("contiguous",), "inverse": False}, "inverse and seed say nothing"),
+        ({"groups": (2,), "orders": ("strided",), "seed": 3}, "inverse and seed say nothing"),
+        ({"loops": 0}, "loops must be at least 1"),
+    ],
+)
+def test_specs_that_say_nothing_or_say_it_twice_are_refused(fields: dict[str, Any], message: str) -> None:
+    """Equal networks have equal specs, or a search would look at them twice."""
+    with pytest.raises(ValueError, match=message):
+        MB3D(2, 4, 8, **fields)
 
 
 def test_json_round_trip_keeps_identity() -> None:
@@ -73,6 +94,11 @@ def test_id_is_the_same_on_every_machine() -> None:
         ({"blocks": [{"kind": "stem", "width": 7}]}, "even"),
         ({"blocks": []}, "must give class scores"),
         ({"blocks": 3}, "list"),
+        ({"blocks": [{"kind": "mb3d", "groups": 2}]}, "groups cannot be 2"),
+        ({"blocks": [{"kind": "mb3d", "groups": ["2"]}]}, "groups cannot be"),
+        ({"blocks": [{"kind": "mb3d", "orders": [1]}]}, "orders cannot be"),
+        ({"blocks": [{"kind": "mb4d", "mixer": 3}]}, "mixer cannot be 3"),
+        ({"blocks": [{"kind": "mb4d", "mixer": "max"}]}, "mixer must be one of pool, depthwise"),
     ],
 )
 def test_bad_json_is_named_in_one_line(change: dict[str, Any], message: str) -> None:

@@ -1,24 +1,111 @@
 """The hybrid space: its size, its partition rule, and which weights its networks share."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
-from search_spaces import SPACES, Arch, Supernet
-from search_spaces.blocks import MB3D
-from search_spaces.spaces.hybrid import Hybrid, Shape, Stage
+from search_spaces import SPACES, Arch, Supernet, zoo
+from search_spaces.blocks import MB3D, MB4D
+from search_spaces.grouping import ORDERS
+from search_spaces.spaces.hybrid import Hybrid, Part, Stage
+from search_spaces.states import Tokens
 
 
 @pytest.fixture
 def tiny() -> Hybrid:
-    stages = (Stage((4, 8), (1, 2)), Stage((8, 12), (1, 2)))
-    return Hybrid("tiny", 16, stages, (0, 1, 2), (1, 2), MB3D(2, 4, 8), classes=3)
+    stages = (Stage((4, 8), (1, 2)), Stage((8, 12), (1, 2), block=MB3D(2, 4, 8)))
+    return Hybrid("tiny", 16, stages, (0, 1, 2), (1, 2), 1e-5, classes=3)
 
 
-def test_size_counts_different_networks(tiny: Hybrid) -> None:
-    every = np.stack(np.meshgrid(*(range(len(c.values)) for c in tiny.choices), indexing="ij"), -1)
-    archs = {tiny.decode(code) for code in every.reshape(-1, len(tiny.choices))}
-    assert tiny.size == len(archs)
+@pytest.fixture
+def rich() -> Hybrid:
+    """Three stages of which two may be 3D, with everything that a block may be."""
+    dims = {"mixers": ("pool", "depthwise"), "block": MB3D(2, 4, 8), "loops": (1, 2), "nll": (0, 1)}
+    stages = (
+        Stage((4,), (1,)),
+        Stage((6,), (1,), groups=(1, 2), orders=("contiguous", "strided", "permuted"), **dims),
+        Stage((8,), (1, 2), **dims),
+    )
+    return Hybrid("rich", 32, stages, (0, 1, 2, 3), (1,), 1e-5, classes=3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "rich"])
+def test_size_counts_different_networks(name: str, request: pytest.FixtureRequest) -> None:
+    space: Hybrid = request.getfixturevalue(name)
+    every = product(*(range(len(choice.values)) for choice in space.choices))
+    codes = {tuple(int(value) for value in space.repair(np.array(code))) for code in every}
+    assert space.size == len(codes) == len({space.decode(np.array(code)) for code in codes})
+
+
+def test_the_partition_point_may_lie_in_any_stage_with_3d_blocks(rich: Hybrid) -> None:
+    code = rich.encode(rich.largest)
+    seen = []
+    for count in range(4):
+        code[[c.name for c in rich.choices].index("mb3d")] = count
+        seen.append([len(part.mb3d) for part in rich.parts(rich.decode(code))])
+    assert seen == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 2]]
+    states = rich.largest.states
+    assert [state.grid for state in states if isinstance(state, Tokens)] == [(4, 4)] + 3 * [(2, 2)]
+
+
+def test_rules_of_the_space_are_promises_of_every_space(rich: Hybrid) -> None:
+    """The contract's checks on a space with all dimensions, which those that ship may lack or be too large for."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    supernet = Supernet(rich)
+    images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
+    seen = set()
+    for arch in (rich.smallest, rich.largest, *(rich.sample(rng) for _ in range(100))):
+        assert rich.decode(rich.encode(arch)) == arch and rich.contains(rich.mutate(arch, rng))
+        assert set(arch.rows) <= set(rich.rows)
+        assert Arch.from_json(arch.to_json()) == arch
+        stats = supernet.recalibrate(arch, [(images, labels)])
+        with torch.no_grad():
+            expected = supernet.extract(arch, stats)(images)
+            torch.testing.assert_close(supernet(images, arch, stats), expected, rtol=0, atol=1e-5)
+        supernet(images, arch).square().sum().backward()
+        seen |= {(spec.loops, spec.nll, *spec.groups, *spec.orders) for spec in arch.blocks if isinstance(spec, MB3D)}
+        seen |= {spec.mixer for spec in arch.blocks if isinstance(spec, MB4D)}
+    for key, parameter in supernet.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+    assert {"pool", "depthwise", (1, 0), (2, 1)} <= seen
+    assert {order for one in seen for order in one[2:] if isinstance(order, str) and isinstance(one, tuple)} == set(
+        ORDERS
+    )
+
+
+def test_probes_of_all_dimensions_tell_the_time_of_every_network(rich: Hybrid) -> None:
+    rng, place = np.random.default_rng(2), {row: column for column, row in enumerate(rich.rows)}
+
+    def counts(arch: Arch) -> np.ndarray:
+        return np.bincount([place[row] for row in arch.rows], minlength=len(place)).astype(float)
+
+    probes = np.stack([counts(arch) for arch in rich.probes()])
+    networks = np.stack([counts(rich.sample(rng)) for _ in range(200)])
+    solution, *_ = np.linalg.lstsq(probes.T, networks.T, rcond=None)
+    np.testing.assert_allclose(probes.T @ solution, networks.T, atol=1e-8)
+
+
+def test_groups_are_cut_to_what_divides_the_tokens() -> None:
+    stage = Stage((8,), (1,), block=MB3D(1, 4, 4), groups=(1, 4, 7), orders=("contiguous", "permuted"))
+    space = Hybrid("odd", 28, (Stage((4,), (1,)), stage), (0, 1), (1,), 1e-5, classes=2)  # 7 x 7 places, then 4 x 4
+    code = space.encode(space.largest)
+    code[[c.name for c in space.choices].index("groups1.0")] = 2
+    block = space.parts(space.decode(code))[-1].block
+    assert block is not None and block.groups == (4,)
+
+
+def test_published_networks_are_points_of_the_space_at_224_pixels() -> None:
+    stages = SPACES["hybrid"]().stages  # type: ignore[attr-defined]
+    for name in ("efficientformer_l1", "efficientformer_l3", "efficientformer_l7"):
+        for part, stage in zip(Hybrid.parts(zoo.arch(name)), stages, strict=True):
+            assert part.width in stage.widths and len(part.mb4d) + len(part.mb3d) in stage.depths
+    for width, unique, groups, stage in zip((64, 128, 256), (2, 5, 3), (8, 4, 1), stages[1:], strict=True):
+        assert width in stage.widths and unique in stage.depths and groups in stage.groups
+        assert 2 in stage.loops and 1 in stage.nll and stage.block.key_dim == stage.block.value_dim == 32
+        assert stage.block.heads == width // 32
 
 
 def test_partition_is_cut_to_the_depth(tiny: Hybrid) -> None:
@@ -39,8 +126,8 @@ def test_digits_space_is_the_one_described() -> None:
 
 
 def test_trailing_blocks_share_weights_from_the_end(tiny: Hybrid) -> None:
-    one = tiny.arch(Shape((8, 12), ((1,), (1,)), (2,)))
-    two = tiny.arch(Shape((8, 12), ((1,), ()), (1, 2)))
+    one = tiny.arch([Part(8, (1,)), Part(12, (1,), (2,))])
+    two = tiny.arch([Part(8, (1,)), Part(12, (), (1, 2))])
     assert tiny.slots(one)[-2] == tiny.slots(two)[-2] == "stage1.mb3d.0"
     assert tiny.slots(two)[-3] == "stage1.mb3d.1"
 
@@ -56,18 +143,18 @@ def test_narrow_networks_take_leading_channels(tiny: Hybrid) -> None:
 
 def test_networks_between_the_choices_run_too(tiny: Hybrid) -> None:
     """Baselines scale widths freely."""
-    arch = tiny.arch(Shape((6, 10), ((1.5,), (1,)), (1,)))
+    arch = tiny.arch([Part(6, (1.5,)), Part(10, (1,), (1,))])
     assert not tiny.contains(arch)
     assert Supernet(tiny)(arch.example(2), arch).shape == (2, 3)
 
 
 def test_a_network_larger_than_the_bank_is_refused(tiny: Hybrid) -> None:
     supernet = Supernet(tiny)
-    wide: Arch = tiny.arch(Shape((16, 12), ((1,), ()), (1,)))
+    wide: Arch = tiny.arch([Part(16, (1,)), Part(12, (), (1,))])
     with pytest.raises(ValueError, match="larger than the bank"):
         supernet.weights(wide)
-    deep = tiny.arch(Shape((8, 12), ((1,) * 3, ()), (1,)))
-    with pytest.raises(ValueError, match="needs the slot"):
+    deep = tiny.arch([Part(8, (1,) * 3), Part(12, (), (1,))])
+    with pytest.raises(ValueError, match="needs the weight"):
         supernet.weights(deep)
     with pytest.raises(ValueError, match="at least one batch"):
         supernet.recalibrate(tiny.smallest, [])

@@ -1,0 +1,196 @@
+"""Pure functions on tokens: their scores, masks that train thresholds, and running what is kept (AS-ViT, arXiv 2209.13802).
+
+A class token competes with nobody: callers cut its entry off a score and keep it. Masks and choices are of patches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "keep_above",
+    "masked_softmax",
+    "multiply",
+    "pack",
+    "packed_attention",
+    "packed_score",
+    "score",
+    "soft_mask",
+    "top_keep",
+    "unpack",
+]
+
+
+def score(attention: Tensor, context: Tensor, row: int | None, mask: Tensor | None = None) -> Tensor:
+    """How much is made of each token, (B, N): attention to it, each head weighted by its share of the token's output.
+
+    Args:
+        attention: (B, H, N, N) weights, queries in the rows.
+        context: (B, H, N, d), attention times values, before the projection.
+        row: place of the class token, whose attention counts; None for the mean over the tokens. Its own entry says how much
+            it looks at itself, and ranks nothing.
+        mask: (B, N), 1 for tokens that are still there: only they count in the mean, as when the others are gone.
+    """
+    norms: Tensor = torch.linalg.vector_norm(context, dim=-1)
+    total = norms.sum(1, keepdim=True) + 1e-8
+    # The ONNX optimiser takes so small an addend for 0; a token that all heads are silent at would divide by 0 there.
+    share = norms / total.clamp(min=1e-8)
+    if row is not None:
+        seen = attention[:, :, row]
+    elif mask is None:
+        seen = attention.mean(2)
+    else:
+        weights = (mask / mask.sum(-1, keepdim=True)).to(attention.dtype)
+        seen = (weights[:, None, None] @ attention)[:, :, 0]
+    return (seen * share).sum(1)
+
+
+def keep_above(scores: Tensor, scaled_threshold: Tensor | float, count: int, earlier: Tensor | None = None) -> Tensor:
+    """(B, N) bool, true where a score is above the threshold, and for each image's best-scored token: one is always kept.
+
+    The threshold is given as `scaled_threshold`, its multiple of the mean score 1 / `count`, so that it means the same on every
+    grid; `count` is the number of tokens that nothing is dropped of. Tokens that `earlier` (B, N) dropped stay dropped.
+    """
+    return _above(scores, scaled_threshold / count, earlier)
+
+
+def _above(scores: Tensor, threshold: Tensor | float, earlier: Tensor | None) -> Tensor:
+    if earlier is not None:
+        scores = scores.masked_fill(earlier == 0, float("-inf"))
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    return (scores > threshold) | (places == scores.argmax(-1, keepdim=True))
+
+
+def soft_mask(
+    scores: Tensor, scaled_threshold: Tensor, count: int, temperature: float = 1e-4, earlier: Tensor | None = None
+) -> Tensor:
+    """(B, N) mask, the 0 and 1 of `keep_above` with the gradient of `sigmoid((score - threshold) / temperature)`.
+
+    Scores and threshold get gradients; `temperature` is in units of scores. With `earlier`, the mask of the location before
+    this one, the two are multiplied.
+    """
+    threshold = scaled_threshold / count
+    soft = torch.sigmoid((scores - threshold) / temperature)
+    # The bracket is exactly 0: in another order, rounding would leave masks a hair off 0 and 1.
+    mask = _above(scores, threshold, earlier).to(soft.dtype) + (soft - soft.detach())
+    return mask if earlier is None else multiply(mask, earlier)
+
+
+def multiply(mask: Tensor, earlier: Tensor) -> Tensor:
+    """The mask of a location given that of the location before, both (B, N): what is dropped once never comes back."""
+    return mask * earlier
+
+
+def masked_softmax(logits: Tensor, mask: Tensor, eps: float = 1e-6) -> Tensor:
+    """Attention weights as if dropped tokens were gone, differentiable in the mask; every token sees itself.
+
+    With a = exp(logit - max) * mask it is (a + eps / N) / (sum of a + eps).
+
+    Args:
+        logits: (B, H, N, N), queries in the rows.
+        mask: (B, N), 0 for dropped tokens and 1 for the others.
+        eps: keeps the gradient where a mask is all but empty; a dropped token gets about eps / N.
+    """
+    count = logits.shape[-1]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = torch.eye(count, dtype=wide.dtype, device=wide.device)
+    seen = mask.to(wide.dtype)[:, None, None, :] * (1 - own) + own
+    # The largest of what is seen: next to a larger one of a dropped token, the others could vanish below eps.
+    largest = wide.detach().masked_fill(seen == 0, float("-inf")).amax(-1, keepdim=True)
+    a = (wide - largest).clamp(max=0).exp() * seen
+    return ((a + eps / count) / (a.sum(-1, keepdim=True) + eps)).to(logits.dtype)
+
+
+def top_keep(scores: Tensor, keep: int) -> Tensor:
+    """(B, keep) places of the best of (B, N) scores, ascending; of equal scores the first are kept.
+
+    Raises:
+        ValueError: there are not so many tokens, or none is kept.
+    """
+    if not 1 <= keep <= scores.shape[-1]:
+        raise ValueError(f"1 <= keep <= tokens must hold, but got keep={keep} and {scores.shape[-1]} tokens")
+    # Without a stable sort, which ONNX lacks: all above the last kept score, then as many of its equals as there is room for.
+    last = scores.topk(keep).values[:, -1:]
+    above, equal = scores > last, scores == last
+    kept = above | (equal & (equal.cumsum(-1) <= keep - above.sum(-1, keepdim=True)))
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.where(kept, places, scores.shape[-1]).topk(keep, largest=False).values
+
+
+def pack(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept tokens of all images one after the other, (sum n_i, ...), and how many each image has, (B,).
+
+    `x` is (B, N, ...), `kept` (B, N) bool. Linear layers and norms run on packed tokens as they are.
+    """
+    return x[kept], kept.sum(-1)
+
+
+def unpack(packed: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    """Each image's tokens, (n_i, ...); the inverse of `pack`."""
+    return torch.split(packed, lengths.tolist())
+
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
+    """Attention within each image of a pack, (sum n_i, H, d): every image gets what it gets alone, without padding.
+
+    Args:
+        q: (sum n_i, H, key width), as `k`; `v` is (sum n_i, H, d).
+        k: see `q`.
+        v: see `q`.
+        lengths: (B,) tokens of each image.
+        scale: multiplies the logits, before the bias.
+        bias: (H, N, N) of the whole grid, added to the logits.
+        places: (sum n_i,) where on the grid each token lies; needed for `bias`.
+    """
+    images = zip(*(_heads_first(x, lengths) for x in (q, k, v)), _biases(bias, places, lengths), strict=True)
+    mixed = [F.scaled_dot_product_attention(q, k, v, own, scale=scale) for q, k, v, own in images]
+    return torch.cat([context[0].transpose(0, 1) for context in mixed])
+
+
+def packed_score(
+    q: Tensor,
+    k: Tensor,
+    context: Tensor,
+    lengths: Tensor,
+    scale: float,
+    row: int | None,
+    bias: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
+    """`score` within each image of a pack, (sum n_i,).
+
+    Arguments are those of `packed_attention`, whose result is `context`; `row` is the class token's place in each image.
+    """
+    images = zip(*(_heads_first(x, lengths) for x in (q, k, context)), _biases(bias, places, lengths), strict=True)
+    scores = []
+    for q_own, k_own, context_own, bias_own in images:
+        rows = slice(None) if row is None else slice(row, row + 1)
+        logits = q_own[:, :, rows] * scale @ k_own.transpose(-2, -1)
+        if bias_own is not None:
+            logits = logits + bias_own[:, :, rows]
+        scores.append(score(logits.softmax(-1), context_own, None)[0])
+    return torch.cat(scores)
+
+
+def _heads_first(x: Tensor, lengths: Tensor) -> list[Tensor]:
+    """(sum n_i, H, d) -> (1, H, n_i, d) for each image."""
+    return [image.transpose(0, 1)[None] for image in unpack(x, lengths)]
+
+
+def _biases(bias: Tensor | None, places: Tensor | None, lengths: Tensor) -> Sequence[Tensor | None]:
+    """(1, H, n_i, n_i) for each image, or None for each."""
+    if bias is None:
+        return [None] * len(lengths)
+    if places is None:
+        raise ValueError("a bias needs the places of the tokens on the grid")
+    return [bias[:, own[:, None], own][None] for own in unpack(places, lengths)]

@@ -1,0 +1,111 @@
+"""Losses of token thresholds: published costs, slopes, and what the sum is made of."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compress import budget_loss, distillation, macs_curve, piecewise, token_loss
+from search_spaces.tokens import soft_mask
+
+POINTS, VALUES = (10.0, 20.0, 50.0), (3.0, 4.0, 13.0)
+
+
+@pytest.mark.parametrize(("width", "billions"), [(192, 1.2464), (384, 4.5736), (768, 17.4709)])
+def test_dense_costs_are_the_published_ones(width: int, billions: float) -> None:
+    embedding = 196 * 768 * width
+    whole = macs_curve(width, (12,), 196, embedding)([])
+    assert whole.item() == pytest.approx(billions, abs=5e-5)
+    dense = torch.full((4,), 196.0)
+    parts = macs_curve(width, (4, 3, 3, 2), 196, embedding)([dense] * 3)
+    torch.testing.assert_close(parts, whole.float().expand(4))
+
+
+def test_each_location_prices_its_own_blocks() -> None:
+    curve = macs_curve(10, (2, 1, 3), 8, embedding=500, ratio=3)
+    first, second = torch.tensor([8.0, 4.0]), torch.tensor([2.0, 1.0])
+
+    def block(n: int) -> int:
+        return 10 * 10 * 10 * n + 2 * 10 * n * n
+
+    wanted = [500 + 2 * block(8) + block(8) + 3 * block(2), 500 + 2 * block(8) + block(4) + 3 * block(1)]
+    torch.testing.assert_close(curve([first, second]) * 1e9, torch.tensor(wanted, dtype=torch.float32))
+    with pytest.raises(ValueError, match="2 locations need as many counts, got 1"):
+        curve([first])
+
+
+def test_budget_holds_the_mean_of_the_images_costs_and_pulls_from_both_sides() -> None:
+    def squares(counts: list[torch.Tensor]) -> torch.Tensor:
+        return counts[0] ** 2
+
+    counts = torch.tensor([1.0, 3.0], requires_grad=True)
+    assert budget_loss([counts], squares, 5.0).item() == 0  # not 4, the cost of the mean count
+    for target, gradient in ((4.0, [1.0, 3.0]), (6.5, [-1.0, -3.0])):
+        counts.grad = None
+        loss = budget_loss([counts], squares, target)
+        assert loss.item() == pytest.approx(abs(5 - target))
+        loss.backward()
+        assert counts.grad is not None
+        assert counts.grad.tolist() == gradient
+
+
+def test_over_budget_raises_every_threshold_and_under_budget_lowers_it() -> None:
+    curve = macs_curve(16, (1, 1, 1), 9, embedding=0)
+    scores = torch.linspace(0.1108, 0.1114, 9).expand(2, 9)
+    for share, sign in ((0.5, 1), (2.0, -1)):
+        scaled = torch.ones(2, requires_grad=True)
+        first = soft_mask(scores, scaled[0], 9)
+        second = soft_mask(scores, scaled[1], 9, earlier=first)
+        dense = curve([torch.full((2,), 9.0)] * 2).mean().item()
+        budget_loss([first.sum(-1), second.sum(-1)], curve, share * dense).backward()
+        assert scaled.grad is not None
+        assert (-sign * scaled.grad > 0).all()  # descent moves against the gradient
+
+
+def test_piecewise_meets_its_points_and_goes_on_beyond_them() -> None:
+    counts = torch.tensor([0.0, 10.0, 15.0, 20.0, 35.0, 50.0, 60.0], requires_grad=True)
+    values = piecewise(counts, POINTS, VALUES)
+    torch.testing.assert_close(values, torch.tensor([2.0, 3.0, 3.5, 4.0, 8.5, 13.0, 16.0]))
+    values.sum().backward()
+    assert counts.grad is not None
+    torch.testing.assert_close(counts.grad, torch.tensor([0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3]))
+
+
+def test_piecewise_takes_two_points_and_any_shape() -> None:
+    counts = torch.tensor([[0.0, 1.0], [2.0, 4.0]], dtype=torch.float64)
+    assert piecewise(counts, (1, 2), (5, 7)).tolist() == [[3, 5], [7, 11]]
+
+
+@pytest.mark.parametrize(
+    ("points", "values"), [((1.0,), (1.0,)), ((1.0, 2.0), (1.0,)), ((2.0, 1.0), (1.0, 2.0)), ((1.0, 1.0), (1.0, 2.0))]
+)
+def test_piecewise_refuses_points_that_make_no_curve(points: tuple[float, ...], values: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="points"):
+        piecewise(torch.zeros(1), points, values)
+
+
+def test_a_budget_in_measured_milliseconds_is_a_curve_too() -> None:
+    counts = [torch.tensor([10.0, 20.0], requires_grad=True), torch.tensor([50.0, 20.0], requires_grad=True)]
+    loss = budget_loss(counts, lambda n: sum((piecewise(x, POINTS, VALUES) for x in n), torch.tensor(2.0)), 9.0)
+    assert loss.item() == pytest.approx((18 + 10) / 2 - 9)
+    loss.backward()
+    assert counts[0].grad is not None
+    torch.testing.assert_close(counts[0].grad, torch.tensor([0.05, 0.15]))
+
+
+def test_token_loss_is_the_weighted_sum_and_spares_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, generator=generator, requires_grad=True)
+    teacher = torch.randn(4, 3, generator=generator, requires_grad=True)
+    labels, budget = torch.tensor([0, 2, 1, 1]), torch.tensor(0.7, requires_grad=True)
+    task, likeness = F.cross_entropy(logits, labels), distillation(logits, teacher)
+    loss = token_loss(logits, labels, teacher, budget)
+    torch.testing.assert_close(loss, task + 2 * budget + 0.5 * likeness)
+    torch.testing.assert_close(
+        token_loss(logits, labels, teacher, budget, 3, 5, 7), 3 * task + 5 * budget + 7 * likeness
+    )
+    loss.backward()
+    assert teacher.grad is None
+    assert logits.grad is not None and budget.grad is not None
+    assert budget.grad.item() == 2
+    shares = F.one_hot(labels, 3).float()
+    torch.testing.assert_close(token_loss(logits, shares, teacher, budget), loss)
