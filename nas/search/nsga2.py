@@ -46,6 +46,7 @@ class Nsga2:
                 f"{storage} cannot be used as an Optuna storage ({reason}); free the space, or restore the file"
             ) from error
         self._trials = self._stored.get_trials()
+        self._complete = [trial for trial in self._trials if trial.state == optuna.trial.TrialState.COMPLETE]
         self._study = self._stored
         self._asked: optuna.Trial | None = None
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
@@ -58,7 +59,7 @@ class Nsga2:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
         self._study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-        self._study.add_trials(self._trials)
+        self._study.add_trials(self._complete)  # pruned trials never enter the population, and there may be many
         self._asked = self._study.ask(self._distributions)
         code = [self._asked.params[choice.name] for choice in self.space.choices]
         return self.space.decode(self.space.repair(np.array(code)))
@@ -79,6 +80,8 @@ class Nsga2:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise InputError(f"cannot write {self._storage}: {reason}; free the space and add --resume") from error
         self._trials.append(trial)
+        if trial.state == optuna.trial.TrialState.COMPLETE:
+            self._complete.append(trial)
         self._asked = None
 
     @property
