@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` work in a fresh clone; VENV=dir picks another environment.
+# `make quickstart` and `make test` work in a fresh clone; VENV=dir picks another environment, ARGS=--resume goes on
+# with a quickstart that was stopped.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ KEY := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 .PHONY: quickstart test check install
 
 quickstart: install
-	$(BIN)/nas quickstart --out results/quickstart
+	$(BIN)/nas quickstart --out results/quickstart $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -54,7 +54,7 @@ def search_supernet(
         BudgetError: a budget cannot be met.
     """
     model, run = load_supernet(supernet)
-    prices = find_table(table, target, model.space)
+    prices = find_table(table, target, lambda: model.space)
     prices.check_machine(foreign)
     data = load_data(run.config["data"], image_size=model.space.largest.image_size)
 

@@ -40,8 +40,8 @@ class Settings:
     data: str = "digits64"
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
-    trials: int = 50
-    supernet_epochs: int = 2
+    trials: int = 40
+    supernet_epochs: int = 3
     epochs: int = 3
     batch_size: int = 32
     lr: float = 3e-3

@@ -1,6 +1,6 @@
 """Which latency table a command works with, and timing at its clock."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nas.files import cache_dir
@@ -9,17 +9,37 @@ from nas.measure import measure_table
 from nas.progress import say
 from nas.target import Target
 from nas.timing import Timing, time_networks
-from search_spaces import Space
+from search_spaces import SPACES, Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["find_table", "measured_ms", "timed"]
+__all__ = ["find_table", "measured_ms", "space_of", "tables_dir", "timed"]
 
 MOVED = 0.05  # share by which the clock may differ from the table's without a word
 
 
-def find_table(path: Path | None, target: str | None, space: Space) -> LatencyTable:
-    """The table at `path`, or this machine's table of `target` and `space`, whose missing rows are measured first.
+def tables_dir() -> Path:
+    """The folder of the tables that this machine measures for itself."""
+    return cache_dir() / "latency_tables"
+
+
+def space_of(arch: Arch) -> Space:
+    """A space that has the network among its own.
+
+    Raises:
+        InputError: there is none.
+    """
+    spaces = [build(classes=arch.classes) for build in SPACES.values()]
+    found = next((space for space in spaces if space.contains(arch)), None)
+    if found is None:
+        raise InputError(
+            f"network {arch.id} is in none of {', '.join(SPACES)}, whose rows could be measured; give --table FILE"
+        )
+    return found
+
+
+def find_table(path: Path | None, target: str | None, space: Callable[[], Space]) -> LatencyTable:
+    """The table at `path`, or this machine's table of `target` and the space that `space` gives, whose missing rows are measured first.
 
     Raises:
         InputError: neither or both given.
@@ -29,7 +49,7 @@ def find_table(path: Path | None, target: str | None, space: Space) -> LatencyTa
     if path is not None:
         return LatencyTable.load(path)
     assert target is not None
-    return measure_table(space, Target.parse(target), cache_dir() / "latency_tables", resume=True)
+    return measure_table(space(), Target.parse(target), tables_dir(), resume=True)
 
 
 def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int) -> list[Timing]:

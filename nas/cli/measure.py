@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Json, Out, Resume, Seed, show
+from nas.cli.options import Json, Resume, Seed, show
 
 __all__ = ["measure"]
 
@@ -18,7 +18,9 @@ def measure(
     ] = "cpu-ort-fp32-b1-t1",
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the data the networks are for.")] = 10,
     rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited.")] = 20,
-    out: Out = Path("latency_tables"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; unless told, the one that --target looks in.")
+    ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     fresh: Annotated[
@@ -28,13 +30,14 @@ def measure(
 ) -> None:
     """Build the latency table of a space on this machine."""
     from nas.measure import measure_table
+    from nas.tables import tables_dir
     from nas.target import Target
     from nas.train.supernet import space_named
 
     started = time.monotonic()
     wanted = Target.parse(target)
     names = space_named(space, classes)
-    table = measure_table(names, wanted, out, rounds=rounds, seed=seed, resume=resume, fresh=fresh)
+    table = measure_table(names, wanted, out or tables_dir(), rounds=rounds, seed=seed, resume=resume, fresh=fresh)
     found = {
         "table": f"{table.path}.json",
         "rows": len(table.rows),

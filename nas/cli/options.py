@@ -57,9 +57,10 @@ def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0], title=name)
+    columns = [column for column, value in rows[0].items() if not isinstance(value, dict)]  # those are in the JSON
+    table = Table(*columns, title=name)
     for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
+        table.add_row(*(_text(row[column]) for column in columns))
     Console(width=None if Console().is_terminal else 200).print(table)
 
 

@@ -22,8 +22,9 @@ class Stage:
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     mixers: tuple[str, ...] = ("pool",)  # of its 4D blocks
-    block: MB3D | None = None  # heads and residual form of its 3D blocks; None where it has none
-    loops: tuple[int, ...] = (1,)  # of its 3D blocks
+    block: MB3D | None = None  # heads of its 3D blocks; None where it has none
+    residuals: tuple[str, ...] = ("layer_scale",)  # of its 3D blocks, as what follows
+    loops: tuple[int, ...] = (1,)
     nll: tuple[float, ...] = (0,)
     groups: tuple[int, ...] = (1,)  # of each loop
     orders: tuple[str, ...] = ("contiguous",)
@@ -44,7 +45,7 @@ class Hybrid(Space):
     """Stages of MB4D blocks whose trailing blocks are MB3D (EfficientFormer, arXiv 2206.01191; SReT, 2111.05297).
 
     The partition point may lie in any stage that has a 3D block; from there on all blocks are 3D. Ratios are chosen for
-    each block; mixer, loops, projection, groups and orders for each stage.
+    each block; mixer, residual form, loops, projection, groups and orders for each stage.
 
     Weights: a 4D block takes the slot of its place in the stage; 3D slots are aligned from the stage's end, so that the
     last block of every network is the same one. Widths and FFN ratios take leading channels, loops the first projections.
@@ -77,7 +78,11 @@ class Hybrid(Space):
 
     def _choices_3d(self, s: int, stage: Stage) -> list[Choice]:
         choices = [Choice(f"ratio{s}.mb3d.{i}", self.ratios) for i in range(min(self.depths[s], max(self.mb3d)))]
-        choices += [Choice(f"loops{s}", stage.loops), Choice(f"nll{s}", stage.nll)]
+        choices += [
+            Choice(f"residual{s}", stage.residuals),
+            Choice(f"loops{s}", stage.loops),
+            Choice(f"nll{s}", stage.nll),
+        ]
         for loop in range(max(stage.loops)):
             choices.append(Choice(f"groups{s}.{loop}", stage.groups, len(stage.groups) - 1, 0))  # one group costs most
             choices.append(Choice(f"order{s}.{loop}", stage.orders))
@@ -122,7 +127,7 @@ class Hybrid(Space):
 
     def _active_3d(self, given: Code, s: int) -> set[str]:
         """Positions that matter in a stage with 3D blocks; groups that do not divide the tokens become fewer."""
-        active = {f"loops{s}", f"nll{s}"}
+        active = {f"residual{s}", f"loops{s}", f"nll{s}"}
         for loop in range(self._count(given, f"loops{s}")):
             name = f"groups{s}.{loop}"
             wanted = self._count(given, name)
@@ -153,6 +158,7 @@ class Hybrid(Space):
         cut = max(groups) > 1
         return replace(
             self.plain(s),
+            residual=str(self._value(code, f"residual{s}")),
             loops=loops,
             nll=float(self._value(code, f"nll{s}")),
             groups=groups if cut else (),
@@ -163,7 +169,7 @@ class Hybrid(Space):
         """The 3D block of a stage without loops, projection and groups."""
         block = self.stages[s].block
         assert block is not None, "a stage without 3D blocks"
-        return replace(block, layer_scale=self.layer_scale)
+        return replace(block, layer_scale=self.layer_scale, residual=self.stages[s].residuals[0])
 
     def arch(self, parts: Sequence[Part]) -> Arch:
         """The network of parts, one a stage, whose widths and counts need not be among the choices."""
@@ -200,7 +206,11 @@ class Hybrid(Space):
             values |= {f"ratio{s}.mb4d.{i}": ratio for i, ratio in enumerate(part.mb4d)}
             values |= {f"ratio{s}.mb3d.{i}": ratio for i, ratio in enumerate(reversed(part.mb3d))}
             if part.block:
-                values |= {f"loops{s}": part.block.loops, f"nll{s}": part.block.nll}
+                values |= {
+                    f"residual{s}": part.block.residual,
+                    f"loops{s}": part.block.loops,
+                    f"nll{s}": part.block.nll,
+                }
                 for loop, (groups, order) in enumerate(part.block.cuts):
                     values |= {f"groups{s}.{loop}": groups} | ({f"order{s}.{loop}": order} if groups > 1 else {})
         code = np.zeros(len(self.choices), dtype=np.int64)
@@ -231,7 +241,7 @@ class Hybrid(Space):
         stage, ways = self.stages[s], int(len(self.ratios) ** (mb4d + mb3d))
         ways *= len(stage.mixers) if mb4d else 1
         cuts = sum(len(stage.orders) if groups > 1 else 1 for groups in stage.groups if self.tokens[s] % groups == 0)
-        return ways * (len(stage.nll) * sum(cuts**loops for loops in stage.loops) if mb3d else 1)
+        return ways * (len(stage.residuals) * len(stage.nll) * sum(cuts**loops for loops in stage.loops) if mb3d else 1)
 
     @property
     def smallest(self) -> Arch:
@@ -266,15 +276,19 @@ class Hybrid(Space):
 
     @cached_property
     def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
-        """The largest blocks of every slot, read off networks of the largest widths and depths: each mixer, each partition point."""
+        """The largest blocks of every slot, read off networks of the largest widths and depths, of each form and partition point."""
         ratio, found = max(self.ratios), dict[str, dict[tuple[BlockSpec, State], None]]()
         mixers = dict.fromkeys(mixer for stage in self.stages for mixer in stage.mixers)
-        for mixer, count in product(mixers, range(min(self.room(self.depths), max(self.mb3d)) + 1)):
+        forms = dict.fromkeys(form for stage in self.stages for form in stage.residuals)
+        counts = range(min(self.room(self.depths), max(self.mb3d)) + 1)
+        for mixer, form, count in product(mixers, forms, counts):
             parts = []
             for s, tail in enumerate(self.trailing(self.depths, count)):
                 stage = self.stages[s]
-                block = replace(self.plain(s), loops=max(stage.loops), nll=max(stage.nll)) if tail else None
                 used = mixer if mixer in stage.mixers else stage.mixers[0]
+                residual = form if form in stage.residuals else stage.residuals[0]
+                loops, nll = max(stage.loops), max(stage.nll)
+                block = replace(self.plain(s), residual=residual, loops=loops, nll=nll) if tail else None
                 parts.append(Part(max(stage.widths), (ratio,) * (self.depths[s] - tail), (ratio,) * tail, used, block))
             arch = self.arch(parts)
             for slot, step in zip(self.slots(arch), arch.steps(), strict=True):

@@ -47,9 +47,9 @@ def _chains_4d(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
         yield parts
 
 
-def _variants(space: Hybrid, s: int) -> Iterator[MB3D]:
+def _variants(space: Hybrid, s: int, plain: MB3D) -> Iterator[MB3D]:
     """The 3D blocks of a stage with one thing of their own each: a projection, or groups in an order."""
-    stage, plain = space.stages[s], space.plain(s)
+    stage = space.stages[s]
     for nll in stage.nll:
         if nll:
             yield replace(plain, nll=nll)
@@ -59,8 +59,11 @@ def _variants(space: Hybrid, s: int) -> Iterator[MB3D]:
 
 
 def _chains_3d(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
-    chains = [(space.plain(s), ratio) for ratio in space.ratios]
-    chains += [(block, space.ratios[0]) for block in _variants(space, s)]
+    chains: list[tuple[MB3D, float]] = []
+    for form in space.stages[s].residuals:
+        plain = replace(space.plain(s), residual=form)
+        chains += [(plain, ratio) for ratio in space.ratios]
+        chains += [(block, space.ratios[0]) for block in _variants(space, s, plain)]
     for block, ratio in chains:
         parts = _base(space, s)
         parts[s] = replace(parts[s], width=width, mb4d=(), mb3d=(ratio,) * CHAIN, block=block)

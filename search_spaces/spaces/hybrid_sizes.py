@@ -27,7 +27,7 @@ def hybrid(classes: int = 1000, image_size: int = 224) -> Hybrid:
     The widths and depths of EfficientFormer-L1, L3 and L7 are among the choices, and the stages of SReT-T and TL: their
     unique blocks, two loops, projections as wide as the tokens, groups of [8, 2], [4, 1] and [1, 1], and heads 32 wide.
     """
-    pool = ("pool", "depthwise")
+    mixers, forms = ("pool", "depthwise"), ("coefficients", "layer_scale")
 
     def block(heads: int) -> MB3D:
         return MB3D(heads, key_dim=32, value_dim=32)
@@ -36,12 +36,13 @@ def hybrid(classes: int = 1000, image_size: int = 224) -> Hybrid:
         "hybrid",
         image_size=image_size,
         stages=(
-            Stage((32, 48, 64, 96), (1, 2, 3, 4, 6), pool),
+            Stage((32, 48, 64, 96), (1, 2, 3, 4, 6), mixers),
             Stage(
                 (64, 96, 128, 192),
                 (1, 2, 4, 6),
-                pool,
+                mixers,
                 block(2),
+                forms,
                 groups=(1, 2, 4, 8),
                 orders=ORDERS,
                 loops=(1, 2),
@@ -50,14 +51,15 @@ def hybrid(classes: int = 1000, image_size: int = 224) -> Hybrid:
             Stage(
                 (128, 224, 320, 384),
                 (1, 2, 5, 6, 12, 18),
-                pool,
+                mixers,
                 block(4),
+                forms,
                 groups=(1, 2, 4),
                 orders=ORDERS,
                 loops=(1, 2),
                 nll=(0, 1),
             ),
-            Stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8), pool, block(8), loops=(1, 2), nll=(0, 1)),
+            Stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8), mixers, block(8), forms, loops=(1, 2), nll=(0, 1)),
         ),
         mb3d=tuple(range(33)),
         ratios=(2, 3, 3.6, 4),

@@ -38,7 +38,7 @@ def nas(*words: object, code: int = 0) -> Any:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
-    found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4, "--out", tmp_path / "t")
+    found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
     assert found["rows"] > 10 and found["seconds"] > 0 and "noise_floor" in found["quality"]
     table = Path(found["table"])
     trained = nas(
@@ -49,6 +49,7 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     largest = tmp_path / "largest.json"
     largest.write_text(toy_space().largest.to_json())
     most = nas("describe", largest, "--table", table)["predicted_ms"]
+    assert nas("describe", largest, "--target", TARGET)["predicted_ms"] == most, "where measure writes, --target looks"
     search = ("search", "--supernet", tmp_path / "s", "--table", table, "--trials", 12)
     least = nas(*search, "--budget-ms", most / 1000, "--out", tmp_path / "none", code=3)
     assert "the cheapest network takes 0.0" in least and not (tmp_path / "none").exists()

@@ -150,14 +150,14 @@ def test_supernet_keeps_no_state(name: str) -> None:
 
 
 def all_4d_and_all_3d(space: Space) -> list[Arch]:
-    """The largest network at its first and last partition point, with every mixer: between them they use all weights."""
+    """The largest network at its first and last partition point, with all mixers and residual forms: they use all weights."""
     names = [choice.name for choice in space.choices]
-    mixers = [i for i, name in enumerate(names) if name.startswith("mixer")]
+    forms = [i for i, name in enumerate(names) if name.startswith(("mixer", "residual"))]
     archs = {}
     for count in (0, len(space.choices[names.index("mb3d")].values) - 1):
-        for mixer in range(max(len(space.choices[i].values) for i in mixers)):
+        for form in range(max(len(space.choices[i].values) for i in forms)):
             code = space.encode(space.largest)
-            code[names.index("mb3d")], code[mixers] = count, mixer
+            code[names.index("mb3d")], code[forms] = count, form
             archs[space.decode(space.repair(code))] = None
     return list(archs)
 

@@ -8,6 +8,7 @@ import torch
 
 from search_spaces import SPACES, Arch, Supernet, zoo
 from search_spaces.blocks import MB3D, MB4D
+from search_spaces.blocks.residual import FORMS
 from search_spaces.grouping import ORDERS
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 from search_spaces.states import Tokens
@@ -22,7 +23,8 @@ def tiny() -> Hybrid:
 @pytest.fixture
 def rich() -> Hybrid:
     """Three stages of which two may be 3D, with everything that a block may be."""
-    dims = {"mixers": ("pool", "depthwise"), "block": MB3D(2, 4, 8), "loops": (1, 2), "nll": (0, 1)}
+    forms = ("plain", "coefficients", "layer_scale")
+    dims = {"mixers": ("pool", "depthwise"), "block": MB3D(2, 4, 8), "residuals": forms, "loops": (1, 2), "nll": (0, 1)}
     stages = (
         Stage((4,), (1,)),
         Stage((6,), (1,), groups=(1, 2), orders=("contiguous", "strided", "permuted"), **dims),
@@ -67,10 +69,11 @@ def test_rules_of_the_space_are_promises_of_every_space(rich: Hybrid) -> None:
             torch.testing.assert_close(supernet(images, arch, stats), expected, rtol=0, atol=1e-5)
         supernet(images, arch).square().sum().backward()
         seen |= {(spec.loops, spec.nll, *spec.groups, *spec.orders) for spec in arch.blocks if isinstance(spec, MB3D)}
+        seen |= {spec.residual for spec in arch.blocks if isinstance(spec, MB3D)}
         seen |= {spec.mixer for spec in arch.blocks if isinstance(spec, MB4D)}
     for key, parameter in supernet.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
-    assert {"pool", "depthwise", (1, 0), (2, 1)} <= seen
+    assert {"pool", "depthwise", *FORMS, (1, 0), (2, 1)} <= seen
     assert {order for one in seen for order in one[2:] if isinstance(order, str) and isinstance(one, tuple)} == set(
         ORDERS
     )
