@@ -137,7 +137,11 @@ def _front(summary: dict[str, Any], evaluated: Sequence[dict[str, Any]]) -> Any:
     for result in summary["results"]:
         figure.add_vline(x=result["budget_ms"], line_dash="dash", line_color="#57606a")
     figure.update_layout(
-        xaxis_title="ms per image", yaxis_title="accuracy", yaxis_tickformat=".0%", template="plotly_white"
+        xaxis_title="ms per image",
+        yaxis_title="accuracy",
+        yaxis_tickformat=".0%",
+        template="plotly_white",
+        margin={"t": 20},
     )
     return figure
 
