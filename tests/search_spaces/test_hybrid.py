@@ -11,6 +11,7 @@ from search_spaces.blocks import MB3D, MB4D
 from search_spaces.blocks.residual import FORMS
 from search_spaces.grouping import ORDERS
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
+from search_spaces.spaces.hybrid_sizes import hybrid
 from search_spaces.states import Tokens
 
 
@@ -101,7 +102,7 @@ def test_groups_are_cut_to_what_divides_the_tokens() -> None:
 
 
 def test_published_networks_are_points_of_the_space_at_224_pixels() -> None:
-    stages = SPACES["hybrid"]().stages  # type: ignore[attr-defined]
+    stages = hybrid().stages
     for name in ("efficientformer_l1", "efficientformer_l3", "efficientformer_l7"):
         for part, stage in zip(Hybrid.parts(zoo.arch(name)), stages, strict=True):
             assert part.width in stage.widths and len(part.mb4d) + len(part.mb3d) in stage.depths
