@@ -16,8 +16,6 @@ __all__ = ["Stats", "Supernet"]
 
 Stats = dict[str, Tensor]  # BN buffers of a network, by their names in the extracted network
 
-MOMENTS = ("running_mean", "running_var", "num_batches_tracked")
-
 
 @lru_cache(maxsize=64)
 def _skeleton(arch: Arch, device: torch.device, moments: bool) -> Network:

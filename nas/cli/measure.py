@@ -36,8 +36,8 @@ def measure(
 
     started = time.monotonic()
     wanted = Target.parse(target)
-    names = space_named(space, classes)
-    table = measure_table(names, wanted, out or tables_dir(), rounds=rounds, seed=seed, resume=resume, fresh=fresh)
+    networks = space_named(space, classes)
+    table = measure_table(networks, wanted, out or tables_dir(), rounds=rounds, seed=seed, resume=resume, fresh=fresh)
     found = {
         "table": f"{table.path}.json",
         "rows": len(table.rows),

@@ -113,6 +113,8 @@ class Search:
         self.finals: dict[str, float] = {}
         self.measured: dict[str, float] = {}
         self.cheapest = cheapest(space, lambda arch: prices.predict(arch).high)
+        most = prices.predict(space.largest).high
+        self.limits = [min(budget, most) for budget in plan.budgets]
         for record in run.records():
             self._read(record)
 
@@ -163,9 +165,7 @@ class Search:
 
     def _far(self, ms: float, searcher: Searcher) -> bool:
         """Whether a network leaves too much of every budget unused to be looked at now."""
-        most = self.prices.predict(self.space.largest).high
-        limits = [min(budget, most) for budget in self.plan.budgets]
-        return searcher.passed < PATIENCE and not any(NEAR * limit <= ms <= limit for limit in limits)
+        return searcher.passed < PATIENCE and not any(NEAR * limit <= ms <= limit for limit in self.limits)
 
     def _evaluate(self, arch: Arch) -> None:
         prediction = self.prices.predict(arch)

@@ -41,6 +41,10 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
     assert found["rows"] > 10 and found["seconds"] > 0 and "noise_floor" in found["quality"]
     table = Path(found["table"])
+    before = table.read_text()
+    measure = ("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
+    assert nas(*measure)["table"] == str(table) and table.read_text() == before, "what is there is not measured again"
+    assert nas(*measure, "--fresh")["rows"] == found["rows"] and table.read_text() != before
     trained = nas(
         "train", "--space", "hybrid_toy", "--data", "toy", "--epochs", 4, "--batch-size", 32, "--out", tmp_path / "s"
     )
