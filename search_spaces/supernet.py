@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import BlockSpec
+from search_spaces.resize import resized
 from search_spaces.space import Space
 from search_spaces.states import State
 
@@ -95,7 +96,8 @@ class Supernet(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, x: Tensor, arch: Arch, stats: Stats | None = None) -> Tensor:
-        """Logits (B, classes) of network `arch` for images (B, C, H, W); without `stats`, BN uses the batch's own."""
+        """Logits (B, classes) of network `arch` for images (B, C, H, W), resized to its own; without `stats`, BN uses the batch's."""
+        x = resized(x, arch.image_size)
         if stats is None:
             logits: Tensor = functional_call(
                 _skeleton(arch, self._device, moments=False).train(self.training), self.weights(arch), (x,)
@@ -125,7 +127,7 @@ class Supernet(nn.Module):
             part.train()
         count = 0
         for images, _ in batches:
-            functional_call(skeleton, {**weights, **stats}, (images.to(device),))
+            functional_call(skeleton, {**weights, **stats}, (resized(images.to(device), arch.image_size),))
             count += 1
         skeleton.eval()
         if not count:
