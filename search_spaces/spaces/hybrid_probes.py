@@ -7,34 +7,44 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from search_spaces.spaces.hybrid_parts import Part
+
 if TYPE_CHECKING:
     from search_spaces.blocks import MB3D
-    from search_spaces.spaces.hybrid import Hybrid, Part
+    from search_spaces.spaces.hybrid import Hybrid
 
 __all__ = ["probes"]
 
 CHAIN = 6  # equal blocks in a probe: enough to tell a block's time from the fixed part
 
 
-def probes(space: Hybrid) -> Iterator[list[Part]]:
-    """The parts of every probe."""
+def probes(space: Hybrid, size: int) -> Iterator[list[Part]]:
+    """The parts of every probe at a resolution."""
     for s, stage in enumerate(space.stages):
+        ends = _ends(space)
         for width in stage.widths:
             yield from _chains_4d(space, s, width)
             if stage.block:
-                yield from _chains_3d(space, s, width)
-                yield from _boundary(space, s, width)
+                yield from _chains_3d(space, s, width, size)
+            for end in ends:
+                yield from _boundary(space, s, width, end)
+            if s in ends:
+                yield from _kept(space, s, width, size)
         if s:
             yield from _pairs(space, s)
 
 
-def _base(space: Hybrid, first_3d: int) -> list[Part]:
-    """One cheap block a stage at the middle width; from the stage `first_3d` on a 3D one."""
-    from search_spaces.spaces.hybrid import Part
+def _ends(space: Hybrid) -> list[int]:
+    """The stages that a network may end with."""
+    last = len(space.stages) - 1
+    return [last - 1, last] if 0 in space.stages[last].depths else [last]
 
+
+def _base(space: Hybrid, first_3d: int, stages: int | None = None) -> list[Part]:
+    """One cheap block a stage at the middle width; from the stage `first_3d` on a 3D one."""
     low = (space.ratios[0],)
     parts = []
-    for s, stage in enumerate(space.stages):
+    for s, stage in enumerate(space.stages[:stages]):
         width = stage.widths[len(stage.widths) // 2]
         parts.append(Part(width, (), low) if s >= first_3d else Part(width, low, mixer=stage.mixers[0]))
     return parts
@@ -47,39 +57,75 @@ def _chains_4d(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
         yield parts
 
 
-def _variants(space: Hybrid, s: int, plain: MB3D) -> Iterator[MB3D]:
-    """The 3D blocks of a stage with one thing of their own each: a projection, or groups in an order."""
-    stage = space.stages[s]
+def _forms(space: Hybrid, s: int) -> Iterator[tuple[MB3D, tuple[float, ...]]]:
+    """3D blocks with one thing of their own each, and the FFN ratios to time them with: residual forms and projections.
+
+    Coefficients are rows of their own beside those of layer scale; the plain form has all rows to itself.
+    """
+    stage, low = space.stages[s], space.ratios[:1]
+    forms = stage.residuals
+    usual = "layer_scale" if "layer_scale" in forms or "coefficients" in forms else forms[0]
+    yield replace(space.plain(s), residual=usual), space.ratios
+    for form in forms:
+        if form != usual:
+            yield replace(space.plain(s), residual=form), space.ratios if form == "plain" else low
     for nll in stage.nll:
-        if nll:
-            yield replace(plain, nll=nll)
-    for groups, order in product(stage.groups, stage.orders):
-        if groups > 1 and space.tokens[s] % groups == 0:
-            yield replace(plain, groups=(groups,), orders=(order,))
+        for form in (usual, "plain") if "plain" in forms else (usual,):
+            if nll:
+                yield replace(space.plain(s), residual=form, nll=nll), low
 
 
-def _chains_3d(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
-    chains: list[tuple[MB3D, float]] = []
-    for form in space.stages[s].residuals:
-        plain = replace(space.plain(s), residual=form)
-        chains += [(plain, ratio) for ratio in space.ratios]
-        chains += [(block, space.ratios[0]) for block in _variants(space, s, plain)]
+def _cuts(space: Hybrid, s: int, size: int) -> Iterator[MB3D]:
+    """Blocks in every number of groups, for each form that has rows of its own; and one whose tokens move, both ways or one."""
+    stage = space.stages[s]
+    groups = [groups for groups in stage.groups if groups > 1 and space.tokens(s, size) % groups == 0]
+    bases = [block for block, ratios in _forms(space, s) if ratios == space.ratios and not block.nll]
+    for base, count in product(bases, groups):
+        yield replace(base, groups=(count,), orders=("contiguous",))
+    moving = [order for order in stage.orders if order != "contiguous"]
+    for inverse in stage.inverses if groups and moving else ():
+        yield replace(bases[0], groups=(groups[0],), orders=(moving[0],), inverse=bool(inverse))
+
+
+def _chains_3d(space: Hybrid, s: int, width: int, size: int) -> Iterator[list[Part]]:
+    chains = [(block, ratio) for block, ratios in _forms(space, s) for ratio in ratios]
+    chains += [(block, space.ratios[0]) for block in _cuts(space, s, size)]
     for block, ratio in chains:
         parts = _base(space, s)
         parts[s] = replace(parts[s], width=width, mb4d=(), mb3d=(ratio,) * CHAIN, block=block)
         yield parts
 
 
-def _boundary(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
-    """The partition point inside the stage and before it; short, so that what comes once shows."""
+def _boundary(space: Hybrid, s: int, width: int, end: int) -> Iterator[list[Part]]:
+    """The partition point inside the stage and before it; short, so that what comes once shows. Networks end with stage `end`."""
+    if s > end:
+        return
     low = space.ratios[0]
-    for mb4d, mb3d in (((low,), (low,)), ((), (low, low))):
-        parts = _base(space, s)
+    for mb4d, mb3d in (((low,), (low,)), ((), (low, low))) if space.stages[s].block else ():
+        parts = _base(space, s, end + 1)
         parts[s] = replace(parts[s], width=width, mb4d=mb4d, mb3d=mb3d)
         yield parts
-    if s == len(space.stages) - 1:
-        parts = _base(space, s + 1)
+    if s == end:
+        parts = _base(space, end + 1, end + 1)
         parts[s] = replace(parts[s], width=width, mb4d=(low, low))
+        yield parts
+
+
+def _kept(space: Hybrid, s: int, width: int, size: int) -> Iterator[list[Part]]:
+    """Chains behind a pruning location, for every number of patches that may be left there, and a second location."""
+    stage, low = space.stages[s], space.ratios[0]
+    counts = sorted({space.kept(s, size, share) for share in stage.keeps if share < 1}, reverse=True)
+    if not stage.locations or not stage.block:
+        return
+    chains = [(block, ratio, CHAIN) for block, ratios in _forms(space, s) for ratio in ratios]
+    for count, (block, ratio, length) in product(counts, [(space.plain(s), low, 1), *chains]):
+        parts = _base(space, s, s + 1)
+        keeps = (0, count, *(0,) * (length - 1))
+        parts[s] = Part(width, (), (low, *(ratio,) * length), block=block, keeps=keeps)
+        yield parts
+    for count in counts[:-1] if len(stage.locations) > 1 else ():
+        parts = _base(space, s, s + 1)
+        parts[s] = Part(width, (), (low,) * 3, block=space.plain(s), keeps=(0, count, counts[-1]))
         yield parts
 
 

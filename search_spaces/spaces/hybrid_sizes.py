@@ -1,19 +1,38 @@
 """The hybrid spaces that ship, by image size."""
 
 from search_spaces.blocks import MB3D
+from search_spaces.blocks.mb3d import RECURSIONS
+from search_spaces.grouping import ORDERS
 from search_spaces.spaces.hybrid import Hybrid, Stage
 
 __all__ = ["hybrid", "hybrid_digits"]
 
-ORDERS = ("contiguous", "strided", "permuted")
+MIXERS = ("pool", "depthwise")
 
 
 def hybrid_digits(classes: int = 10) -> Hybrid:
-    """64 pixels, two stages of 16x16 and 8x8 places; small enough to search on two CPU cores in minutes."""
+    """64 or 48 pixels, two stages of 16x16 and 8x8 places at 64; small enough to search on two CPU cores in minutes."""
     return Hybrid(
         "hybrid_digits",
-        image_size=64,
-        stages=(Stage((12, 16, 20, 24), (1, 2)), Stage((24, 32, 40, 48), (1, 2, 3), block=MB3D(4, 16, 32))),
+        image_size=(64, 48),
+        stages=(
+            Stage((12, 16, 20, 24), (1, 2), MIXERS),
+            Stage(
+                (24, 32, 40, 48),
+                (1, 2, 3),
+                MIXERS,
+                MB3D(4, 16, 32),
+                ("layer_scale", "coefficients"),
+                groups=(1, 2, 4),
+                orders=ORDERS,
+                loops=(1, 2),
+                nll=(0, 1),
+                recursions=RECURSIONS,
+                inverses=(1, 0),
+                locations=(0, 1),
+                keeps=(1, 0.5, 0.25),
+            ),
+        ),
         mb3d=(0, 1, 2, 3),
         ratios=(1, 2, 3),
         layer_scale=0.1,
@@ -21,45 +40,49 @@ def hybrid_digits(classes: int = 10) -> Hybrid:
     )
 
 
-def hybrid(classes: int = 1000, image_size: int = 224) -> Hybrid:
-    """Four stages, of which the last three (784, 196 and 49 tokens at 224 pixels) may be 3D.
+def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) -> Hybrid:
+    """Four stages, of which the last three (784, 196 and 49 tokens at 224 pixels) may be 3D; the last may be left out.
 
     The widths and depths of EfficientFormer-L1, L3 and L7 are among the choices, and the stages of SReT-T and TL: their
     unique blocks, two loops, projections as wide as the tokens, groups of [8, 2], [4, 1] and [1, 1], and heads 32 wide.
     """
-    mixers, forms = ("pool", "depthwise"), ("coefficients", "layer_scale")
+    forms = ("coefficients", "layer_scale")
 
-    def block(heads: int) -> MB3D:
-        return MB3D(heads, key_dim=32, value_dim=32)
+    def stage(
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        heads: int,
+        groups: tuple[int, ...],
+        locations: tuple[int, ...] = (),
+    ) -> Stage:
+        block = MB3D(heads, key_dim=32, value_dim=32)
+        orders = ORDERS if max(groups) > 1 else ORDERS[:1]
+        inverses = (1, 0) if max(groups) > 1 else (1,)
+        keeps = (1, 0.75, 0.5, 0.25) if locations else (1,)
+        return Stage(
+            widths,
+            depths,
+            MIXERS,
+            block,
+            forms,
+            (1, 2),
+            (0, 1),
+            groups,
+            orders,
+            RECURSIONS,
+            inverses,
+            locations,
+            keeps,
+        )
 
     return Hybrid(
         "hybrid",
         image_size=image_size,
         stages=(
-            Stage((32, 48, 64, 96), (1, 2, 3, 4, 6), mixers),
-            Stage(
-                (64, 96, 128, 192),
-                (1, 2, 4, 6),
-                mixers,
-                block(2),
-                forms,
-                groups=(1, 2, 4, 8),
-                orders=ORDERS,
-                loops=(1, 2),
-                nll=(0, 1),
-            ),
-            Stage(
-                (128, 224, 320, 384),
-                (1, 2, 5, 6, 12, 18),
-                mixers,
-                block(4),
-                forms,
-                groups=(1, 2, 4),
-                orders=ORDERS,
-                loops=(1, 2),
-                nll=(0, 1),
-            ),
-            Stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8), mixers, block(8), forms, loops=(1, 2), nll=(0, 1)),
+            Stage((32, 48, 64, 96), (1, 2, 3, 4, 6), MIXERS),
+            stage((64, 96, 128, 192), (1, 2, 4, 6), 2, (1, 2, 4, 8)),
+            stage((128, 224, 320, 384), (1, 2, 5, 6, 12, 18), 4, (1, 2, 4), locations=(2, 5, 8)),
+            stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8, 0), 8, (1,), locations=(0, 2, 4)),
         ),
         mb3d=tuple(range(33)),
         ratios=(2, 3, 3.6, 4),

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from search_spaces import SPACES, Arch, Supernet, zoo
-from search_spaces.blocks import MB3D, MB4D
+from search_spaces.blocks import MB3D, MB4D, Embed, Stem, TokenPrune
 from search_spaces.blocks.residual import FORMS
 from search_spaces.grouping import ORDERS
+from search_spaces.resize import resized
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
+from search_spaces.spaces.hybrid_parts import parts_of
 from search_spaces.spaces.hybrid_sizes import hybrid
 from search_spaces.states import Tokens
 
@@ -34,7 +36,29 @@ def rich() -> Hybrid:
     return Hybrid("rich", 32, stages, (0, 1, 2, 3), (1,), 1e-5, classes=3)
 
 
-@pytest.mark.parametrize("name", ["tiny", "rich"])
+@pytest.fixture
+def late() -> Hybrid:
+    """Two resolutions, patches dropped, external loops, moved tokens that stay moved, and a last stage that may be left out."""
+    stages = (
+        Stage((4,), (1,)),
+        Stage(
+            (6,),
+            (3,),
+            block=MB3D(2, 4, 8),
+            groups=(1, 2),
+            orders=("contiguous", "strided"),
+            loops=(1, 2),
+            recursions=("internal", "external"),
+            inverses=(1, 0),
+            locations=(0, 1),
+            keeps=(1, 0.5, 0.25),
+        ),
+        Stage((8,), (1, 0), block=MB3D(2, 4, 8)),
+    )
+    return Hybrid("late", (32, 48), stages, (0, 2, 3, 4), (1,), 0.5, classes=3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "rich", "late"])
 def test_size_counts_different_networks(name: str, request: pytest.FixtureRequest) -> None:
     space: Hybrid = request.getfixturevalue(name)
     every = product(*(range(len(choice.values)) for choice in space.choices))
@@ -53,43 +77,100 @@ def test_the_partition_point_may_lie_in_any_stage_with_3d_blocks(rich: Hybrid) -
     assert [state.grid for state in states if isinstance(state, Tokens)] == [(4, 4)] + 3 * [(2, 2)]
 
 
-def test_rules_of_the_space_are_promises_of_every_space(rich: Hybrid) -> None:
-    """The contract's checks on a space with all dimensions, which those that ship may lack or be too large for."""
+def features(arch: Arch) -> set[object]:
+    """What of the dimensions a network uses."""
+    seen: set[object] = {arch.image_size, sum(isinstance(spec, Stem | Embed) for spec in arch.blocks)}
+    for spec in arch.blocks:
+        if isinstance(spec, MB3D):
+            seen |= {spec.residual, spec.recursion, ("inverse", spec.inverse), ("loops", spec.loops), ("nll", spec.nll)}
+            seen |= {("groups", groups) for groups in spec.groups} | set(spec.orders)
+        elif isinstance(spec, MB4D):
+            seen |= {spec.mixer}
+    seen |= {("locations", len(arch.locations))}
+    return seen
+
+
+ALL = {
+    "rich": {"pool", "depthwise", *FORMS, *ORDERS, ("loops", 1), ("loops", 2), ("nll", 0), ("nll", 1), ("groups", 2)},
+    "late": {32, 48, 2, 3, "internal", "external", ("inverse", False), *(("locations", count) for count in range(3))},
+}
+ALL["hybrid_digits"] = ALL["rich"] - {"plain"} | {64, 48, 2, "external", ("inverse", False), ("locations", 2)}
+ALL["hybrid"] = ALL["hybrid_digits"] - {48, 2} | {96, 3, 4, ("groups", 8), ("locations", 3)}
+
+
+@pytest.mark.parametrize("name", ["rich", "late"])
+def test_rules_of_the_space_are_promises_of_every_space(name: str, request: pytest.FixtureRequest) -> None:
+    """The contract's checks on spaces with all dimensions, which those that ship may lack or be too large for."""
+    space: Hybrid = request.getfixturevalue(name)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    supernet = Supernet(rich)
-    images, labels = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
-    seen = set()
-    for arch in (rich.smallest, rich.largest, *(rich.sample(rng) for _ in range(100))):
-        assert rich.decode(rich.encode(arch)) == arch and rich.contains(rich.mutate(arch, rng))
-        assert set(arch.rows) <= set(rich.rows)
+    supernet = Supernet(space)
+    images, labels = torch.randn(4, 3, 48, 48), torch.zeros(4, dtype=torch.long)
+    seen: set[object] = set()
+    for arch in (space.smallest, space.largest, *(space.sample(rng) for _ in range(100))):
+        assert space.decode(space.encode(arch)) == arch and space.contains(space.mutate(arch, rng))
+        assert set(arch.rows) <= set(space.rows)
         assert Arch.from_json(arch.to_json()) == arch
+        own = resized(images, arch.image_size)
         stats = supernet.recalibrate(arch, [(images, labels)])
         with torch.no_grad():
-            expected = supernet.extract(arch, stats)(images)
+            expected = supernet.extract(arch, stats)(own)
             torch.testing.assert_close(supernet(images, arch, stats), expected, rtol=0, atol=1e-5)
         supernet(images, arch).square().sum().backward()
-        seen |= {(spec.loops, spec.nll, *spec.groups, *spec.orders) for spec in arch.blocks if isinstance(spec, MB3D)}
-        seen |= {spec.residual for spec in arch.blocks if isinstance(spec, MB3D)}
-        seen |= {spec.mixer for spec in arch.blocks if isinstance(spec, MB4D)}
+        seen |= features(arch)
     for key, parameter in supernet.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
-    assert {"pool", "depthwise", *FORMS, (1, 0), (2, 1)} <= seen
-    assert {order for one in seen for order in one[2:] if isinstance(order, str) and isinstance(one, tuple)} == set(
-        ORDERS
-    )
+    assert ALL[name] <= seen
 
 
-def test_probes_of_all_dimensions_tell_the_time_of_every_network(rich: Hybrid) -> None:
-    rng, place = np.random.default_rng(2), {row: column for column, row in enumerate(rich.rows)}
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["hybrid_digits", "hybrid"])
+def test_supernet_equals_200_extracted_networks_of_the_spaces_that_ship(name: str) -> None:
+    """Every dimension is among them; `hybrid` at a third of its resolutions, which leaves all that a block may be."""
+    space = SPACES[name]() if name == "hybrid_digits" else hybrid(10, (64, 96))
+    rng, seen = np.random.default_rng(7), set[object]()
+    torch.manual_seed(0)
+    supernet = Supernet(space)
+    images = torch.randn(2, 3, max(space.sizes), max(space.sizes))
+    for _ in range(200):
+        arch = space.sample(rng)
+        stats = supernet.recalibrate(arch, [(images, torch.zeros(2, dtype=torch.long))])
+        with torch.no_grad():
+            expected = supernet.extract(arch, stats)(resized(images, arch.image_size))
+            found = supernet(images, arch, stats)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        seen |= features(arch)
+    assert ALL[name] <= seen
+
+
+@pytest.mark.parametrize("name", ["rich", "late"])
+def test_probes_of_all_dimensions_tell_the_time_of_every_network(name: str, request: pytest.FixtureRequest) -> None:
+    space: Hybrid = request.getfixturevalue(name)
+    rng, place = np.random.default_rng(2), {row: column for column, row in enumerate(space.rows)}
 
     def counts(arch: Arch) -> np.ndarray:
         return np.bincount([place[row] for row in arch.rows], minlength=len(place)).astype(float)
 
-    probes = np.stack([counts(arch) for arch in rich.probes()])
-    networks = np.stack([counts(rich.sample(rng)) for _ in range(200)])
+    probes = np.stack([counts(arch) for arch in space.probes()])
+    networks = np.stack([counts(space.sample(rng)) for _ in range(200)])
     solution, *_ = np.linalg.lstsq(probes.T, networks.T, rcond=None)
     np.testing.assert_allclose(probes.T @ solution, networks.T, atol=1e-8)
+
+
+def test_locations_keep_ever_fewer_patches_and_none_lies_in_an_external_loop(late: Hybrid) -> None:
+    at = {choice.name: i for i, choice in enumerate(late.choices)}
+    code = late.encode(late.largest)
+    code[[at["depth2"], at["mb3d"], at["loops1"], at["recursion1"]]] = 1, 2, 0, 0  # two stages, all of the second 3D
+    code[[at["keep1.1"], at["keep1.0"]]] = 2, 1  # a quarter, then a half: the second keeps all
+    arch = late.decode(code)
+    assert [spec.keep for spec in arch.blocks if isinstance(spec, TokenPrune)] == [4 if arch.image_size == 32 else 9]
+    code[[at["keep1.1"], at["keep1.0"]]] = 1, 2
+    assert len(late.decode(code).locations) == 2
+    code[[at["loops1"], at["recursion1"]]] = 1, 1
+    assert not late.decode(code).locations
+    code[at["depth2"]] = 0
+    assert not late.decode(code).locations, "the last stage needs all patches"
 
 
 def test_groups_are_cut_to_what_divides_the_tokens() -> None:
@@ -104,7 +185,7 @@ def test_groups_are_cut_to_what_divides_the_tokens() -> None:
 def test_published_networks_are_points_of_the_space_at_224_pixels() -> None:
     stages = hybrid().stages
     for name in ("efficientformer_l1", "efficientformer_l3", "efficientformer_l7"):
-        for part, stage in zip(Hybrid.parts(zoo.arch(name)), stages, strict=True):
+        for part, stage in zip(parts_of(zoo.arch(name)), stages, strict=True):
             assert part.width in stage.widths and len(part.mb4d) + len(part.mb3d) in stage.depths
     for width, unique, groups, stage in zip((64, 128, 256), (2, 5, 3), (8, 4, 1), stages[1:], strict=True):
         assert width in stage.widths and unique in stage.depths and groups in stage.groups
