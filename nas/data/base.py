@@ -23,7 +23,7 @@ class Data(ABC):
     """A data set with splits train, val (search-validation) and test.
 
     Each split has a fixed order in which the classes are mixed, so that a prefix of it is representative.
-    `name` is what the user gave; `mean` and `std` per channel normalise images whose range was 0 to 1.
+    `name` is what the user gave; its images come in `image_size`, whatever size they are kept in; `mean` and `std` per channel normalise images whose range was 0 to 1.
     """
 
     name: str
@@ -49,6 +49,10 @@ class Data(ABC):
     @abstractmethod
     def labels(self, split: Split) -> Labels:
         """Class indices (N,) in the fixed order."""
+
+    def native(self) -> "Data":
+        """The same data at the size in which its images are kept; itself where they are decoded at any size."""
+        return self
 
     def groups(self, split: Split) -> Labels | None:
         """The source (N,) each image was made from, for a clustered bootstrap; None where every image is its own."""

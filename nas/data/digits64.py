@@ -12,7 +12,6 @@ from nas.data.cache import Images
 from nas.data.drawing import FULL, Int16, UInt8, add_noise, blend, contrasting, mix, segment, smooth
 from nas.data.memory import EmbeddedData
 from nas.progress import track
-from search_spaces.errors import InputError
 
 __all__ = ["GENERATOR_VERSION", "KNOBS", "SIZES", "Knobs", "generate", "load", "split_glyphs"]
 
@@ -50,21 +49,17 @@ POINT = 8  # binary places of a fixed-point position in a map
 
 
 def load(image_size: int | None, seed: int) -> Data:
-    """The data set of a seed; 64 x 64 images only.
+    """The data set of a seed; its images are drawn 64 x 64, and resized where another size is asked for.
 
     Glyphs are split by class before any image is made, so that no glyph is in two splits; `groups` gives the index of
     the glyph in `load_digits`.
-
-    Raises:
-        InputError: another image size.
     """
-    if image_size not in (None, SIZE):
-        raise InputError(f"digits64 has images of {SIZE} pixels, not {image_size}; leave the size out or use contours")
     version = f"v{GENERATOR_VERSION}-{hashlib.sha256(repr(KNOBS).encode()).hexdigest()[:8]}"
     return EmbeddedData(
         name="digits64",
         class_names=tuple(str(digit) for digit in range(CLASSES)),
-        image_size=SIZE,
+        image_size=image_size or SIZE,
+        native_size=SIZE,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         sizes=SIZES,
