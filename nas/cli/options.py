@@ -20,6 +20,7 @@ __all__ = [
     "TargetName",
     "budgets",
     "show",
+    "whole_numbers",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
@@ -77,3 +78,15 @@ def budgets(text: str) -> tuple[float, ...]:
     if not all(0 < value < float("inf") for value in values):
         raise InputError(f"--budget-ms must be positive and finite, got {text!r}")
     return values
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from `A[,B...]`, as the flag has them.
+
+    Raises:
+        InputError: not whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} takes whole numbers such as 192,224,256, got {text!r}") from error

@@ -1,6 +1,7 @@
 """What every data set offers: three splits of images with labels, and loaders over them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -60,14 +61,21 @@ class Data(ABC):
 
     @abstractmethod
     def loader(
-        self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
+        self,
+        split: Split,
+        batch_size: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
     ) -> "DataLoader[tuple[torch.Tensor, torch.Tensor]]":
         """Batches of normalised images (B, 3, H, W), float32, and labels (B,), int64.
 
         Without a seed: the fixed order, every image once, the last batch may be smaller. With one: shuffled by that
         seed alone, the last partial batch dropped. To go over the loader again repeats the same order and the same
         augmentation, so an epoch asks for a loader with its own seed. `augment` needs a seed. `limit` keeps the
-        first images of the fixed order only. The loader holds no random state and can be sharded by `accelerate`.
+        first images of the fixed order only. `batch_size` may be that of each batch in turn: then there are these
+        batches, and where they hold more images than there are, the order starts again. The loader holds no random state and can be sharded by `accelerate`.
 
         Raises:
             InputError: an image cannot be read (while iterating), or `limit` is below 1.

@@ -1,6 +1,6 @@
 """Data sets that fit in memory: uint8 images, augmented, normalised and resized a batch at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -103,7 +103,13 @@ class EmbeddedData(Data):
         return self.images(split).groups
 
     def loader(
-        self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
+        self,
+        split: Split,
+        batch_size: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
     ) -> DataLoader[Batch]:
         """Batches from memory, without workers; `augment` shifts by up to `shift` pixels. See `Data.loader`."""
         assert seed is not None or not augment, "augmentation is drawn from a seed"

@@ -62,8 +62,6 @@ def teacher_named(name: str, data: Data, weight: float | None = None, temperatur
 def _run(path: Path, data: Data) -> tuple[nn.Module, int]:
     """The network of a retrain run, and how many classes it tells apart."""
     network, arch, _ = load_network(path)
-    if arch.image_size == data.image_size:
-        return network, arch.classes
     size = (arch.image_size, arch.image_size)
     return Adapted(network, size, torch.tensor(data.mean), torch.tensor(data.std), data).eval(), arch.classes
 

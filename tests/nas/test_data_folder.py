@@ -11,7 +11,8 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 
 from nas.data import SPLITS, Data, load
-from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded, seeded_globals
+from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded
+from nas.data.loading import seeded_globals
 from search_spaces.errors import InputError
 
 
