@@ -23,11 +23,12 @@ __all__ = [
     "whole_numbers",
 ]
 
+DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH or torchvision:NAME[@FOLDER]."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in --out.")]
-DataName = Annotated[str, typer.Option("--data", help="digits64, contours, contours224 or imagefolder:PATH.")]
+DataName = Annotated[str, typer.Option("--data", help=DATA_NAMES)]
 TargetName = Annotated[
     str | None, typer.Option("--target", help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1.")
 ]

@@ -11,6 +11,12 @@ from search_spaces.errors import InputError
 __all__ = ["DATASETS", "SPLITS", "Data", "Split", "load"]
 
 
+def _digits(path: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import digits
+
+    return digits.load(image_size, seed)
+
+
 def _digits64(path: str, image_size: int | None, seed: int) -> Data:
     from nas.data import digits64
 
@@ -37,13 +43,22 @@ def _imagefolder(path: str, image_size: int | None, seed: int) -> Data:
 
 SMALLEST, LARGEST = 16, 1024  # pixels a side
 
+
+def _torchvision(argument: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import published
+
+    return published.load(argument, image_size, seed)
+
+
 Loader = Callable[[str, int | None, int], Data]
 
 DATASETS: dict[str, Loader] = {  # as the user names it, with what follows a colon
+    "digits": _digits,
     "digits64": _digits64,
     "contours": _contours,
     "contours224": _contours224,
     "imagefolder:PATH": _imagefolder,
+    "torchvision:NAME": _torchvision,
 }
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nas.data.base import SPLITS, Labels, Split
 from nas.data.cache import Images
 from nas.data.drawing import FULL, Int16, UInt8, add_noise, blend, contrasting, mix, smooth, stripes
-from nas.data.memory import EmbeddedData
+from nas.data.memory import GeneratedData
 from nas.data.shapes import TURN, class_contours, clutter_contours, rasterise, table
 from nas.progress import track
 
@@ -55,7 +55,7 @@ BANK = 256  # contours that serve as clutter in a split
 
 
 @dataclass(frozen=True, eq=False)
-class ContoursData(EmbeddedData):
+class ContoursData(GeneratedData):
     """Contours, with the difficulty each image was drawn at."""
 
     def difficulty(self, split: Split) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from nas.data.loading import AUGMENT, Batch, draws, ordered_loader, visible
 from nas.files import cache_dir
 from search_spaces.resize import resized
 
-__all__ = ["EmbeddedData"]
+__all__ = ["EmbeddedData", "GeneratedData"]
 
 SHIFT = 4  # pixels that an augmented image moves at most, in its native size
 
@@ -66,18 +66,14 @@ def _as_it_is(batch: Batch) -> Batch:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedData(Data):
-    """Images of one native size, given at `image_size`; a split is made, or read from the cache, when first asked for.
+    """Images in memory, all of one native size, given at `image_size`.
 
-    `make(split, count)` gives the first `count` images in the native size; `folder` is the name in the cache, unlike
-    that of any other content. `shift`: pixels that augmentation moves an image at most, in its native size.
+    `shift`: pixels that augmentation moves an image at most, in its native size.
     """
 
     native_size: int
-    sizes: Mapping[Split, int]
-    folder: str
-    make: Callable[[Split, int], Images]
     shift: int = SHIFT
-    held: dict[Split, Images] = field(default_factory=dict, repr=False)  # splits in memory; one for all image sizes
+    held: dict[Split, Images] = field(default_factory=dict, repr=False)  # what is in memory, shared with `native()`
 
     def native(self) -> "EmbeddedData":
         """The same images, not resized."""
@@ -85,14 +81,11 @@ class EmbeddedData(Data):
 
     def images(self, split: Split) -> Images:
         """All images of the split as they are, uint8, in their native size and the fixed order."""
-        if split not in self.held:
-            path = cache_dir() / "data" / self.folder / f"{split}-{self.sizes[split]}.npz"
-            self.held[split] = cached(path, lambda: self.make(split, self.sizes[split]))
         return self.held[split]
 
     def size(self, split: Split) -> int:
         """The number of images in a split."""
-        return self.sizes[split]
+        return len(self.images(split).labels)
 
     def labels(self, split: Split) -> Labels:
         """Class indices (N,) in the fixed order."""
@@ -116,3 +109,27 @@ class EmbeddedData(Data):
         count = visible(self.size(split), limit)
         dataset = BatchedImages(self.images(split), self, seed if augment else None)
         return ordered_loader(dataset, count, batch_size, seed, _as_it_is, workers=0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GeneratedData(EmbeddedData):
+    """A generated data set; a split is made, or read from the cache, when its images or labels are first asked for.
+
+    `make(split, count)` gives the first `count` images in the native size; `folder` is the name in the cache, unlike
+    that of any other content.
+    """
+
+    sizes: Mapping[Split, int]
+    folder: str
+    make: Callable[[Split, int], Images]
+
+    def images(self, split: Split) -> Images:
+        """All images of the split as they are, uint8, in their native size and the fixed order."""
+        if split not in self.held:
+            path = cache_dir() / "data" / self.folder / f"{split}-{self.sizes[split]}.npz"
+            self.held[split] = cached(path, lambda: self.make(split, self.sizes[split]))
+        return self.held[split]
+
+    def size(self, split: Split) -> int:
+        """The number of images in a split, which need not be made for it."""
+        return self.sizes[split]
