@@ -40,7 +40,7 @@ class Run:
         Raises:
             InputError: the folder holds a run and `resume` is off, or it holds another run.
         """
-        config = {"kind": kind, **config}
+        config = json.loads(json.dumps({"kind": kind, **config}))  # as it is read back: a tuple is a list there
         if not (path / CONFIG).exists():
             if path.is_file() or (path.is_dir() and any(not one.name.startswith(TEMPORARY) for one in path.iterdir())):
                 raise InputError(f"{path} is not empty and holds no run; choose another --out")

@@ -1,4 +1,4 @@
-"""Images at another size."""
+"""Images in another size: the one resizing that data, training and teachers share."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,8 +6,12 @@ from torch import Tensor
 __all__ = ["resized"]
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) as (B, C, size, size): bilinear with antialiasing, as they are where the size is right."""
-    if images.shape[-2:] == (size, size):
+def resized(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) -> (B, C, `size`, `size`), or of a (height, width); the very images where that is their size.
+
+    Bilinear with antialiasing: made smaller, every pixel is a weighted mean of all that it covers.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    if tuple(images.shape[-2:]) == sides:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(images, sides, mode="bilinear", antialias=True)

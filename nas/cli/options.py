@@ -20,13 +20,15 @@ __all__ = [
     "TargetName",
     "budgets",
     "show",
+    "whole_numbers",
 ]
 
+DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH or torchvision:NAME[@FOLDER]."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in --out.")]
-DataName = Annotated[str, typer.Option("--data", help="digits64, contours or imagefolder:PATH.")]
+DataName = Annotated[str, typer.Option("--data", help=DATA_NAMES)]
 TargetName = Annotated[
     str | None, typer.Option("--target", help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1.")
 ]
@@ -77,3 +79,15 @@ def budgets(text: str) -> tuple[float, ...]:
     if not all(0 < value < float("inf") for value in values):
         raise InputError(f"--budget-ms must be positive and finite, got {text!r}")
     return values
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from `A[,B...]`, as the flag has them.
+
+    Raises:
+        InputError: not whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} takes whole numbers such as 192,224,256, got {text!r}") from error

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, DataName, Json, Out, Resume, Seed, show
+from nas.cli.options import BudgetMs, DataName, Json, Out, Resume, Seed, show, whole_numbers
 
 __all__ = ["retrain"]
 
 TEACHER = "What is distilled from: a retrain run, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
+SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 
 
@@ -30,6 +31,9 @@ def retrain(
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
     label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="From 0, none, to below 1.")] = 0.1,
     ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
+    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    sides: Annotated[str | None, typer.Option("--sides", help=SIDES)] = None,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -46,6 +50,9 @@ def retrain(
         weight_decay=weight_decay,
         smoothing=label_smoothing,
         ema=ema,
+        mixup=mixup,
+        cutmix=cutmix,
+        sides=() if sides is None else whole_numbers("--sides", sides),
         seed=seed,
     )
     found = retrain_network(

@@ -11,6 +11,12 @@ from search_spaces.errors import InputError
 __all__ = ["DATASETS", "SPLITS", "Data", "Split", "load"]
 
 
+def _digits(path: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import digits
+
+    return digits.load(image_size, seed)
+
+
 def _digits64(path: str, image_size: int | None, seed: int) -> Data:
     from nas.data import digits64
 
@@ -23,36 +29,54 @@ def _contours(path: str, image_size: int | None, seed: int) -> Data:
     return contours.load(image_size, seed)
 
 
+def _contours224(path: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import contours
+
+    return contours.load(image_size, seed, native_size=224)
+
+
 def _imagefolder(path: str, image_size: int | None, seed: int) -> Data:
     from nas.data import imagefolder
 
     return imagefolder.load(path, image_size, seed)
 
 
+SMALLEST, LARGEST = 16, 1024  # pixels a side
+
+
+def _torchvision(argument: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import published
+
+    return published.load(argument, image_size, seed)
+
+
 Loader = Callable[[str, int | None, int], Data]
 
 DATASETS: dict[str, Loader] = {  # as the user names it, with what follows a colon
+    "digits": _digits,
     "digits64": _digits64,
     "contours": _contours,
+    "contours224": _contours224,
     "imagefolder:PATH": _imagefolder,
+    "torchvision:NAME": _torchvision,
 }
 
 
 def load(name: str, *, image_size: int | None = None, seed: int = 0) -> Data:
-    """The data set of that name, at its own image size unless one is given.
+    """The data set of that name, at its own image size unless one is given; images of a fixed size are resized to it.
 
     The seed draws what the data set leaves open: how images are split, and which images are generated.
 
     Raises:
-        InputError: there is no such data set, it has no such image size, or its files are not as they should be.
+        InputError: there is no such data set, the image size is out of range, or its files are not as they should be.
     """
     kind, colon, argument = name.partition(":")
     usage = next((usage for usage in DATASETS if usage.partition(":")[0] == kind), None)
     if usage is None or bool(argument) != (":" in usage) or (colon and not argument):
         wanted = f"write {usage}" if usage else f"there are {', '.join(DATASETS)}"
         raise InputError(f"no data set is named {name!r}; {wanted}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"the image size must be 1 pixel or more, not {image_size}")
+    if image_size is not None and not SMALLEST <= image_size <= LARGEST:
+        raise InputError(f"the image size must be from {SMALLEST} to {LARGEST} pixels, not {image_size}")
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
     return DATASETS[usage](argument, image_size, seed)

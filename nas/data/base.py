@@ -1,6 +1,7 @@
 """What every data set offers: three splits of images with labels, and loaders over them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,7 +24,7 @@ class Data(ABC):
     """A data set with splits train, val (search-validation) and test.
 
     Each split has a fixed order in which the classes are mixed, so that a prefix of it is representative.
-    `name` is what the user gave; `mean` and `std` per channel normalise images whose range was 0 to 1.
+    `name` is what the user gave; its images come in `image_size`, whatever size they are kept in; `mean` and `std` per channel normalise images whose range was 0 to 1.
     """
 
     name: str
@@ -50,20 +51,31 @@ class Data(ABC):
     def labels(self, split: Split) -> Labels:
         """Class indices (N,) in the fixed order."""
 
+    def native(self) -> "Data":
+        """The same data at the size in which its images are kept; itself where they are decoded at any size."""
+        return self
+
     def groups(self, split: Split) -> Labels | None:
         """The source (N,) each image was made from, for a clustered bootstrap; None where every image is its own."""
         return None
 
     @abstractmethod
     def loader(
-        self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
+        self,
+        split: Split,
+        batch_size: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
     ) -> "DataLoader[tuple[torch.Tensor, torch.Tensor]]":
         """Batches of normalised images (B, 3, H, W), float32, and labels (B,), int64.
 
         Without a seed: the fixed order, every image once, the last batch may be smaller. With one: shuffled by that
         seed alone, the last partial batch dropped. To go over the loader again repeats the same order and the same
         augmentation, so an epoch asks for a loader with its own seed. `augment` needs a seed. `limit` keeps the
-        first images of the fixed order only. The loader holds no random state and can be sharded by `accelerate`.
+        first images of the fixed order only. `batch_size` may be that of each batch in turn: then there are these
+        batches, and where they hold more images than there are, the order starts again. The loader holds no random state and can be sharded by `accelerate`.
 
         Raises:
             InputError: an image cannot be read (while iterating), or `limit` is below 1.

@@ -1,4 +1,4 @@
-"""Procedural images of radial contours: any resolution, any number of classes, as many images as a claim needs."""
+"""Procedural images of radial contours: drawn at any resolution, any number of classes, as many images as a claim needs."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ import numpy.typing as npt
 from nas.data.base import SPLITS, Labels, Split
 from nas.data.cache import Images
 from nas.data.drawing import FULL, Int16, UInt8, add_noise, blend, contrasting, mix, smooth, stripes
-from nas.data.memory import EmbeddedData
+from nas.data.memory import GeneratedData
 from nas.data.shapes import TURN, class_contours, clutter_contours, rasterise, table
 from nas.progress import track
-from search_spaces.errors import InputError
 
 __all__ = ["CLASSES", "GENERATOR_VERSION", "KNOBS", "SIZES", "ContoursData", "Knobs", "generate", "load"]
 
@@ -47,15 +46,16 @@ class Knobs:
 
 KNOBS = Knobs()
 CLASSES = 16
+NATIVE = 64  # pixels a side, unless the data set's name says otherwise
 SIZES: dict[Split, int] = {"train": 12_000, "val": 4_000, "test": 20_000}
-SMALLEST, LARGEST = 16, 512  # pixels a side
+SIZES_LARGE: dict[Split, int] = {"train": 12_000, "val": 2_000, "test": 5_000}  # at 224 pixels: 2.9 GB
 CHUNK = 100  # images drawn from one generator: image i is the same however many are made
 ORDER, CLUTTER, DRAW = range(1, 4)  # what a generator is for; 0 draws the classes
 BANK = 256  # contours that serve as clutter in a split
 
 
 @dataclass(frozen=True, eq=False)
-class ContoursData(EmbeddedData):
+class ContoursData(GeneratedData):
     """Contours, with the difficulty each image was drawn at."""
 
     def difficulty(self, split: Split) -> npt.NDArray[np.float32]:
@@ -65,25 +65,22 @@ class ContoursData(EmbeddedData):
         return difficulty
 
 
-def load(image_size: int | None, seed: int) -> ContoursData:
-    """The data set of a seed, which draws the classes as well as the images; 64 x 64 unless said otherwise.
+def load(image_size: int | None, seed: int, native_size: int = NATIVE) -> ContoursData:
+    """The data set of a seed, which draws the classes as well as the images.
 
-    Raises:
-        InputError: the image size is below 16 or above 512.
+    Images are drawn with `native_size` pixels a side (at most 512), and resized where another size is asked for.
     """
-    size = 64 if image_size is None else image_size
-    if not SMALLEST <= size <= LARGEST:
-        raise InputError(f"contours are drawn with {SMALLEST} to {LARGEST} pixels a side, not {size}")
     version = f"v{GENERATOR_VERSION}-{hashlib.sha256(repr(KNOBS).encode()).hexdigest()[:8]}"
     return ContoursData(
-        name="contours",
+        name="contours" if native_size == NATIVE else f"contours{native_size}",
         class_names=tuple(f"contour{label:02d}" for label in range(CLASSES)),
-        image_size=size,
+        image_size=image_size or native_size,
+        native_size=native_size,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        sizes=SIZES,
-        folder=f"contours-{size}-{seed}-{version}",
-        make=partial(_of_split, size=size, seed=seed),
+        sizes=SIZES if native_size == NATIVE else SIZES_LARGE,
+        folder=f"contours-{native_size}-{seed}-{version}",
+        make=partial(_of_split, size=native_size, seed=seed),
     )
 
 

@@ -10,11 +10,10 @@ import numpy.typing as npt
 from nas.data.base import SPLITS, Data, Labels, Split
 from nas.data.cache import Images
 from nas.data.drawing import FULL, Int16, UInt8, add_noise, blend, contrasting, mix, segment, smooth
-from nas.data.memory import EmbeddedData
+from nas.data.memory import GeneratedData
 from nas.progress import track
-from search_spaces.errors import InputError
 
-__all__ = ["GENERATOR_VERSION", "KNOBS", "SIZES", "Knobs", "generate", "load", "split_glyphs"]
+__all__ = ["GENERATOR_VERSION", "KNOBS", "SIZES", "Knobs", "generate", "load", "source", "split_glyphs"]
 
 GENERATOR_VERSION = 1  # raise it whenever a seed gives other images than before
 
@@ -50,21 +49,17 @@ POINT = 8  # binary places of a fixed-point position in a map
 
 
 def load(image_size: int | None, seed: int) -> Data:
-    """The data set of a seed; 64 x 64 images only.
+    """The data set of a seed; its images are drawn 64 x 64, and resized where another size is asked for.
 
     Glyphs are split by class before any image is made, so that no glyph is in two splits; `groups` gives the index of
     the glyph in `load_digits`.
-
-    Raises:
-        InputError: another image size.
     """
-    if image_size not in (None, SIZE):
-        raise InputError(f"digits64 has images of {SIZE} pixels, not {image_size}; leave the size out or use contours")
     version = f"v{GENERATOR_VERSION}-{hashlib.sha256(repr(KNOBS).encode()).hexdigest()[:8]}"
-    return EmbeddedData(
+    return GeneratedData(
         name="digits64",
         class_names=tuple(str(digit) for digit in range(CLASSES)),
-        image_size=SIZE,
+        image_size=image_size or SIZE,
+        native_size=SIZE,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         sizes=SIZES,
@@ -89,7 +84,7 @@ def generate(split: Split, count: int, *, seed: int, knobs: Knobs = KNOBS) -> Im
 
 def split_glyphs(seed: int) -> dict[Split, Labels]:
     """Indices into `load_digits` of each split's glyphs: 60, 15 and 25 percent of every class, none in two splits."""
-    _, targets = _source()
+    _, targets = source()
     rng = np.random.default_rng([seed, GLYPHS])
     parts: dict[Split, list[Labels]] = {split: [] for split in SPLITS}
     for digit in range(CLASSES):
@@ -103,7 +98,7 @@ def split_glyphs(seed: int) -> dict[Split, Labels]:
 
 def _sequence(split: Split, count: int, seed: int) -> tuple[Labels, Labels]:
     """Glyph and label of each image: every ten images have every class, and a class goes round its glyphs."""
-    _, targets = _source()
+    _, targets = source()
     own = split_glyphs(seed)[split]
     rng = np.random.default_rng([seed, ORDER, SPLITS.index(split)])
     labels = np.concatenate([rng.permutation(CLASSES) for _ in range(-(-count // CLASSES))])[:count].astype(np.int64)
@@ -190,7 +185,7 @@ def _positions(down: npt.NDArray[np.float64], across: npt.NDArray[np.float64]) -
 
 
 @cache
-def _source() -> tuple[npt.NDArray[np.float64], Labels]:
+def source() -> tuple[npt.NDArray[np.float64], Labels]:
     """The glyphs (1797, 8, 8), from 0 to 16, and their digits."""
     from sklearn.datasets import load_digits
 
@@ -201,7 +196,7 @@ def _source() -> tuple[npt.NDArray[np.float64], Labels]:
 @cache
 def _maps() -> UInt8:
     """Coverage (1797, M, M) of the glyphs, enlarged by cubic convolution (Keys 1981), exact in binary fractions."""
-    images, _ = _source()
+    images, _ = source()
     cells = images.shape[1]
     enlarge = np.zeros((MAP, cells))
     for pixel in range(MAP):

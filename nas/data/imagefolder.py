@@ -11,9 +11,7 @@ Images may lie deeper inside a class folder. Classes are numbered in the sorted 
 """
 
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nas.data.base import Data, Labels, Split
 from nas.data.folders import Files, split_folder
-from nas.data.loading import AUGMENT, Batch, ordered_loader, visible
+from nas.data.loading import Batch, ordered_loader, seeded_globals, visible
 from search_spaces.errors import InputError
 
 __all__ = ["ImageFolderData", "UnreadableImage", "load"]
@@ -45,22 +43,6 @@ class UnreadableImage(InputError):
     def __init__(self, message: str) -> None:
         """Keep the message alone: `DataLoader` hands a worker's error over as the text of its whole traceback."""
         super().__init__(message.rpartition(f"{UnreadableImage.__name__}: ")[2].strip())
-
-
-@contextmanager
-def seeded_globals(seed: int, index: int) -> Iterator[None]:
-    """Set the global generators, which timm's transforms draw from, and put them back as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - timm draws from it
-    first, second, third = (int(word) for word in np.random.SeedSequence([seed, AUGMENT, index]).generate_state(3))
-    random.seed(first)
-    np.random.seed(second)  # noqa: NPY002 - timm draws from it
-    torch.default_generator.manual_seed(third)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002 - timm draws from it
-        torch.set_rng_state(states[2])
 
 
 class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
@@ -141,7 +123,13 @@ class ImageFolderData(Data):
         return self.files[split].labels
 
     def loader(
-        self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
+        self,
+        split: Split,
+        batch_size: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
     ) -> DataLoader[Batch]:
         """Batches by way of worker processes; `augment` is DeiT's recipe. See `Data.loader`."""
         assert seed is not None or not augment, "augmentation is drawn from a seed"

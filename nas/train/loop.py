@@ -10,15 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.data import Data
+from nas.data import LARGEST, Data
 from nas.files import atomic_write
 from nas.progress import progress
+from nas.train.scales import scaled_batches
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 
 __all__ = ["Objective", "Recipe", "fit"]
 
+SMALLEST_SIDE = 32  # pixels: networks shrink their images up to 32-fold
+
 Objective = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]
-"""Model, images (B, C, H, W), labels (B,) and step -> losses, each of which is back-propagated before the next is asked for."""
+"""Model, images (B, C, H, W), labels and step -> losses, each of which is back-propagated before the next is asked for.
+
+Labels are classes (B,) or, where images are mixed, the share of each class (B, classes). Where the recipe has `sides`, H and
+W are the side that was drawn for the batch.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class Recipe:
     augment: bool = True
     seed: int = 0
     ema: float = 0.0  # decay of the mean of weights and BN statistics that becomes the result; 0: the last step's
+    mixup: float = 0.0  # alpha of mixing whole images; 0: off
+    cutmix: float = 0.0  # alpha of pasting boxes of other images; 0: off. With both on, a batch gets either
+    sides: tuple[int, ...] = ()  # of the images, one is drawn for each batch; empty: the size of the data
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -45,14 +56,28 @@ class Recipe:
         for name, value in (("the decay of averaged weights", self.ema), ("label smoothing", self.smoothing)):
             if not 0 <= value < 1:
                 raise InputError(f"{name} must be at least 0, which turns it off, and below 1, got {value}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(
-                f"weight decay must be at least 0, which turns it off, and finite, got {self.weight_decay}"
-            )
+        alphas = ("alpha of mixup", self.mixup), ("alpha of cutmix", self.cutmix)
+        for name, value in (("weight decay", self.weight_decay), *alphas):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} must be at least 0, which turns it off, and finite, got {value}")
+        if any(not SMALLEST_SIDE <= side <= LARGEST for side in self.sides) or len({*self.sides}) < len(self.sides):
+            wanted = f"different whole numbers from {SMALLEST_SIDE} to {LARGEST}"
+            raise InputError(f"sides of images must be {wanted}, got {','.join(map(str, self.sides))}")
+
+    def draw_seed(self, epoch: int) -> int:
+        """What the order, the augmentation and the sides of an epoch are drawn from."""
+        return int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+
+    def batches(self, data: Data, epoch: int) -> list[tuple[int, int]]:
+        """Side and number of images of each batch of an epoch; without `sides` the last partial batch is dropped."""
+        count = data.size("train")
+        if not self.sides:
+            return [(data.image_size, self.batch_size)] * (count // self.batch_size)
+        return scaled_batches(count, data.image_size, self.batch_size, self.sides, self.draw_seed(epoch))
 
     def steps(self, data: Data) -> int:
-        """Optimiser steps on a data set; the last partial batch of an epoch is dropped."""
-        return self.epochs * (data.size("train") // self.batch_size)
+        """Optimiser steps on a data set."""
+        return sum(len(self.batches(data, epoch)) for epoch in range(self.epochs))
 
 
 def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, label: str) -> None:
@@ -67,41 +92,30 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
     """
     from accelerate import Accelerator
     from timm.optim import create_optimizer_v2
-    from timm.scheduler import CosineLRScheduler
     from timm.utils import ModelEmaV3
 
-    batches = data.size("train") // recipe.batch_size
-    if not batches:
+    if data.size("train") < recipe.batch_size:
         raise InputError(
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
     accelerator = Accelerator()
     steps = recipe.steps(data)
     optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=steps,
-        lr_min=recipe.lr / 100,
-        warmup_t=int(recipe.warmup * steps),
-        warmup_lr_init=recipe.lr / 100,
-        t_in_epochs=False,
-    )
+    schedule = _schedule(optimizer, recipe, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
     averaged = ModelEmaV3(plain, recipe.ema, use_warmup=True) if recipe.ema else None
     parts = {"model": plain, "optimizer": optimizer} | ({} if averaged is None else {"ema": averaged.module})
     first = _restore(checkpoint, parts)
-    with progress(label, steps, done=first * batches) as bar:
+    step = sum(len(recipe.batches(data, epoch)) for epoch in range(first))
+    with progress(label, steps, done=step) as bar:
         for epoch in range(first, recipe.epochs):
             model.train()
-            order = int(np.random.SeedSequence([recipe.seed, epoch]).generate_state(1)[0])
-            loader = data.loader("train", recipe.batch_size, seed=order, augment=recipe.augment)
-            for batch, (images, labels) in enumerate(loader):
-                step = epoch * batches + batch
+            for images, labels in _batches(data, recipe, epoch, step, accelerator.device):
                 schedule.step_update(step)
                 optimizer.zero_grad()
                 total = 0.0
-                for loss in objective(model, images.to(accelerator.device), labels.to(accelerator.device), step):
+                for loss in objective(model, images, labels, step):
                     accelerator.backward(loss)
                     total += float(loss.detach())
                 if not np.isfinite(total):
@@ -110,11 +124,41 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
                 optimizer.step()
                 if averaged is not None:
                     averaged.update(plain, step + 1)
+                step += 1
                 bar.set_postfix(loss=f"{total:.3f}", refresh=False)
                 bar.update()
             _save(checkpoint, parts, epoch + 1)
     if averaged is not None:
         plain.load_state_dict(averaged.module.state_dict())
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
+    """A cosine from the recipe's learning rate to a hundredth of it, after the warm-up."""
+    from timm.scheduler import CosineLRScheduler
+
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps,
+        lr_min=recipe.lr / 100,
+        warmup_t=int(recipe.warmup * steps),
+        warmup_lr_init=recipe.lr / 100,
+        t_in_epochs=False,
+    )
+
+
+def _batches(
+    data: Data, recipe: Recipe, epoch: int, first: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of an epoch, whose first step is `first`, as the objective gets them: resized and mixed."""
+    from nas.train.mixing import mixed, mixer
+
+    plan = recipe.batches(data, epoch)
+    source, sizes = (data.native(), [size for _, size in plan]) if recipe.sides else (data, recipe.batch_size)
+    loader = source.loader("train", sizes, seed=recipe.draw_seed(epoch), augment=recipe.augment)
+    mix = mixer(recipe.mixup, recipe.cutmix, data.classes) if recipe.mixup or recipe.cutmix else None
+    for step, ((side, _), (images, labels)) in enumerate(zip(plan, loader, strict=True), first):
+        images, labels = resized(images.to(device), side), labels.to(device)
+        yield (images, labels) if mix is None else mixed(images, labels, mix, recipe.seed, step)
 
 
 def _save(path: Path, parts: Mapping[str, Any], epoch: int) -> None:

@@ -28,7 +28,7 @@ class Teacher:
     classes: int
     weight: float = 0.5
     temperature: float = 2.0
-    remembered: dict[tuple[Recipe, int], Tensor] | None = (
+    remembered: dict[tuple[Recipe, int, torch.Size], Tensor] | None = (
         None  # a dict here keeps scores for other students on the same data
     )
 
@@ -45,12 +45,12 @@ class Teacher:
 
     @torch.no_grad()
     def scores(self, images: Tensor, recipe: Recipe, step: int) -> Tensor:
-        """Logits (B, classes) for the images of a step; recipe and step decide the batch, so equal ones are looked up."""
+        """Logits (B, classes) for the images of a step; recipe, step and shape decide the batch: equal ones are looked up."""
         self.network.eval().to(images.device)
         if self.remembered is None:
             logits: Tensor = self.network(images)
             return logits
-        key = (recipe, step)
+        key = (recipe, step, images.shape)
         if key not in self.remembered:
             self.remembered[key] = self.network(images)
         return self.remembered[key]

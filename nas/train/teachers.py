@@ -6,12 +6,12 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.data import Data
 from nas.train.retrain import Teacher, load_network
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 
 __all__ = ["Adapted", "teacher_named"]
 
@@ -38,9 +38,7 @@ class Adapted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) as the data set normalises them -> logits (B, classes)."""
-        if tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        logits: Tensor = self.network(images * self.scale + self.offset)
+        logits: Tensor = self.network(resized(images, self.size) * self.scale + self.offset)
         return logits
 
 
@@ -64,8 +62,6 @@ def teacher_named(name: str, data: Data, weight: float | None = None, temperatur
 def _run(path: Path, data: Data) -> tuple[nn.Module, int]:
     """The network of a retrain run, and how many classes it tells apart."""
     network, arch, _ = load_network(path)
-    if arch.image_size == data.image_size:
-        return network, arch.classes
     size = (arch.image_size, arch.image_size)
     return Adapted(network, size, torch.tensor(data.mean), torch.tensor(data.std), data).eval(), arch.classes
 

@@ -1,9 +1,14 @@
 """Help is quick because it loads nothing heavy, and it says what each command does."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
+
+from nas.cli.main import app
 
 COMMANDS = [
     "quickstart",
@@ -45,3 +50,14 @@ def test_help_of_each_command(command: str) -> None:
     assert "Usage: nas" in found.stdout
     assert "--json" in found.stdout
     assert found.stdout.rstrip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/imagenet.md"])
+def test_commands_in_the_documents_have_their_flags(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text()
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    commands = [line.partition("   #")[0].split() for line in lines if line.startswith("nas ") and "--help" not in line]
+    assert len(commands) >= 5
+    for _, name, *words in commands:
+        known = {option for parameter in typer.main.get_command(app).commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, name

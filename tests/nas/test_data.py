@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from sklearn.datasets import load_digits
 
 from nas.data import DATASETS, SPLITS, Split, contours, digits64, load
+from nas.data.memory import EmbeddedData
 from nas.data.shapes import class_contours, clutter_contours, draw, separation
 from search_spaces.errors import InputError
 
@@ -41,14 +43,14 @@ PLAIN_CONTOURS = replace(
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("mnist", {}, "there are digits64, contours, imagefolder:PATH"),
+        ("mnist", {}, "there are digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME"),
         ("", {}, "digits64"),
         ("imagefolder", {}, "write imagefolder:PATH"),
         ("imagefolder:", {}, "write imagefolder:PATH"),
         ("digits64:more", {}, "write digits64"),
         ("digits64:", {}, "write digits64"),
-        ("digits64", {"image_size": 32}, "64 pixels, not 32"),
-        ("contours", {"image_size": 8}, "16 to 512 pixels"),
+        ("digits64", {"image_size": 15}, "from 16 to 1024 pixels, not 15"),
+        ("contours", {"image_size": 1025}, "from 16 to 1024 pixels, not 1025"),
         ("contours", {"image_size": 0}, "image size"),
         ("contours", {"seed": -1}, "seed must be 0 or more, not -1"),
     ],
@@ -62,16 +64,24 @@ def test_what_cannot_be_loaded_is_said_in_one_line(name: str, arguments: dict[st
 def test_importing_the_package_imports_no_heavy_library() -> None:
     code = "import sys, nas.data; print(sorted({'torch', 'timm', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    assert DATASETS.keys() == {"digits64", "contours", "imagefolder:PATH"}
+    assert DATASETS.keys() == {
+        *("digits", "digits64", "contours", "contours224"),
+        *("imagefolder:PATH", "torchvision:NAME"),
+    }
 
 
 def test_the_data_sets_have_the_sizes_that_claims_rest_on() -> None:
-    for name, sizes, classes in (("digits64", (12_000, 3_000, 6_000), 10), ("contours", (12_000, 4_000, 20_000), 16)):
+    for name, sizes, classes, side in (
+        ("digits", (1_078, 269, 450), 10, 32),
+        ("digits64", (12_000, 3_000, 6_000), 10, 64),
+        ("contours", (12_000, 4_000, 20_000), 16, 64),
+        ("contours224", (12_000, 2_000, 5_000), 16, 224),
+    ):
         data = load(name)
         assert tuple(data.size(split) for split in SPLITS) == sizes
         assert (data.name, data.classes, len(data.class_names), data.channels, data.image_size) == (
             *(name, classes, classes),
-            *(3, 64),
+            *(3, side),
         )
 
 
@@ -83,6 +93,22 @@ def test_every_glyph_is_in_one_split_and_every_class_in_the_same_shares() -> Non
         counts = np.bincount(targets[parts[split]]) / np.bincount(targets)
         assert np.abs(counts - share).max() < 0.01
     assert not np.array_equal(parts["test"], digits64.split_glyphs(1)["test"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_plain_digits_are_the_glyphs_of_the_same_split(split: Split) -> None:
+    data = load("digits", seed=2)
+    assert isinstance(data, EmbeddedData)
+    groups = data.groups(split)
+    assert groups is not None
+    assert set(groups) == set(digits64.split_glyphs(2)[split]) and len(set(groups)) == len(groups)
+    assert_array_equal(load_digits().target[groups], data.labels(split))
+    assert len(set(data.labels(split)[:100])) == 10, "a prefix has all classes"
+    images = next(iter(data.native().loader(split, 50)))[0]
+    pixels = images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)
+    wanted = np.repeat(load_digits().images[groups[:50], None] / 16, 3, axis=1)
+    np.testing.assert_allclose(pixels.numpy(), wanted, atol=0.003)  # 17 levels, of 256
+    assert abs(float(images.mean())) < 0.1 and abs(float(images.std()) - 1) < 0.1
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -129,7 +155,6 @@ def test_contours_take_any_number_of_classes_and_any_size() -> None:
     assert made.pixels.shape == (74, 3, 24, 24)
     assert_array_equal(np.sort(made.labels.reshape(2, 37), axis=1), np.tile(np.arange(37), (2, 1)))
     assert_array_equal(class_contours(37, 5)[:16], class_contours(16, 5))
-    assert load("contours", image_size=96).image_size == 96
 
 
 def test_class_contours_are_apart_and_clutter_is_no_class() -> None:

@@ -11,7 +11,8 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 
 from nas.data import SPLITS, Data, load
-from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded, seeded_globals
+from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded
+from nas.data.loading import seeded_globals
 from search_spaces.errors import InputError
 
 
@@ -127,6 +128,14 @@ def test_images_come_normalised_with_their_labels(root: Path) -> None:
     assert [len(labels) for _, labels in data.loader("train", 16)] == [16, 16, 4]
     assert [len(labels) for _, labels in data.loader("train", 16, seed=0)] == [16, 16]
     assert [len(labels) for _, labels in data.loader("train", 16, limit=5)] == [5]
+
+
+def test_batches_of_given_sizes_start_again_where_the_images_end(root: Path) -> None:
+    batches = list(opened(root).loader("train", [5, 30, 8], seed=0))
+    assert [len(labels) for _, labels in batches] == [5, 30, 8]
+    images = torch.cat([images for images, _ in batches])
+    assert torch.equal(images[36:], images[:7])
+    assert len({image.numpy().tobytes() for image in images}) == 36
 
 
 def first(data: Data, batch: int, seed: int, augment: bool = True) -> torch.Tensor:

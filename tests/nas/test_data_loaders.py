@@ -12,12 +12,13 @@ from accelerate.data_loader import prepare_data_loader
 from numpy.testing import assert_array_equal
 from torch.utils.data import DataLoader
 
-from nas.data import Data, contours, digits64, load
+from nas.data import SPLITS, Data, contours, digits64, load
 from nas.data.cache import Images, cached, read
 from nas.data.contours import ContoursData
 from nas.data.loading import Batch
-from nas.data.memory import SHIFT, EmbeddedData
+from nas.data.memory import SHIFT, EmbeddedData, GeneratedData
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 
 SIZES = {"train": 150, "val": 40, "test": 60}
 
@@ -26,6 +27,7 @@ SIZES = {"train": 150, "val": 40, "test": 60}
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (digits64, contours):
         monkeypatch.setattr(module, "SIZES", SIZES)
+    monkeypatch.setattr(contours, "SIZES_LARGE", SIZES)
     monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
 
 
@@ -50,6 +52,26 @@ def test_without_a_seed_every_image_comes_once_in_the_fixed_order(data: Embedded
     restored = 255 * (images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1))
     assert_array_equal(restored.round().to(torch.uint8).numpy(), data.images("train").pixels)
     assert torch.equal(loader.dataset[7][0], images[7])
+
+
+@pytest.mark.parametrize(("name", "size"), [("digits", 16), ("digits64", 48), ("contours", 80), ("contours224", 192)])
+def test_another_size_is_the_native_images_resized_batch_by_batch(name: str, size: int) -> None:
+    """Normalised and, where asked, augmented before: networks of all sizes see the same images."""
+    native, other = load(name).native(), load(name, image_size=size)
+    assert (other.name, other.image_size, other.native().image_size) == (name, size, native.image_size)
+    for split in SPLITS:
+        for options in ({}, {"seed": 1}, {"seed": 1, "augment": True}, {"limit": 5}):
+            both = zip(native.loader(split, 30, **options), other.loader(split, 30, **options), strict=True)
+            for (images, labels), (found, found_labels) in both:
+                assert torch.equal(found, resized(images, size))
+                assert found.shape[2:] == (size, size)
+                assert torch.equal(found_labels, labels)
+
+
+def test_native_data_share_what_is_in_memory() -> None:
+    data = load("digits64", image_size=32)
+    assert isinstance(data, EmbeddedData)
+    assert data.native().images("val") is data.images("val")
 
 
 def test_a_seed_shuffles_and_drops_the_partial_batch(data: EmbeddedData) -> None:
@@ -142,12 +164,12 @@ def test_a_split_is_made_when_asked_for_and_then_read(tmp_path: Path, monkeypatc
 
 
 def folder_of(data: Data) -> str:
-    assert isinstance(data, EmbeddedData)
+    assert isinstance(data, GeneratedData)
     return data.folder
 
 
 def test_other_content_has_another_place_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {folder_of(load("contours", image_size=size, seed=seed)) for size in (32, 64) for seed in (0, 1)}
+    names = {folder_of(load(name, seed=seed)) for name in ("contours", "contours224") for seed in (0, 1)}
     names |= {folder_of(load("digits64", seed=seed)) for seed in (0, 1)}
     monkeypatch.setattr(digits64, "GENERATOR_VERSION", 10_000)
     names.add(folder_of(load("digits64")))

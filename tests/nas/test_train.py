@@ -190,6 +190,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--ema", 0.9, "recipe", "ema"),
         ("--label-smoothing", 0.3, "recipe", "smoothing"),
         ("--weight-decay", 0.5, "recipe", "weight_decay"),
+        ("--mixup", 0.8, "recipe", "mixup"),
+        ("--cutmix", 1.0, "recipe", "cutmix"),
         ("--teacher-weight", 0.9, "teacher", "weight"),
         ("--temperature", 5.0, "teacher", "temperature"),
     ],
@@ -201,6 +203,19 @@ def test_each_flag_changes_its_part_of_the_training(
     config, weights = retrained(tmp_path, "out", "--teacher", str(taught / "teacher"), flag, str(value))
     assert config == {**usual.config, part: {**usual.config[part], name: value}} != usual.config
     assert not all(torch.equal(tensor, weights[entry]) for entry, tensor in usual.weights().items())
+
+
+def test_sides_are_kept_in_the_run_and_it_can_be_resumed(taught: Path, tmp_path: Path) -> None:
+    usual = Run.open(taught / "usual")
+    flags = ("--teacher", str(taught / "teacher"), "--sides", "32,64")
+    config, weights = retrained(tmp_path, "out", *flags)
+    assert config == {**usual.config, "recipe": {**usual.config["recipe"], "sides": [32, 64]}}
+    assert not all(torch.equal(tensor, weights[entry]) for entry, tensor in usual.weights().items())
+    (tmp_path / "out" / "summary.json").unlink()
+    again, resumed = retrained(tmp_path, "out", *flags, "--resume")
+    assert again == config and all(torch.equal(tensor, resumed[entry]) for entry, tensor in weights.items())
+    with pytest.raises(InputError, match="holds a run with recipe"):
+        retrained(tmp_path, "out", *flags[:2], "--sides", "32,48", "--resume")
 
 
 def test_without_flags_the_training_is_that_of_the_defaults(taught: Path, tmp_path: Path) -> None:
@@ -217,6 +232,10 @@ def test_without_flags_the_training_is_that_of_the_defaults(taught: Path, tmp_pa
         ("--ema", (-0.1, 1, "nan"), "decay of averaged weights must be at least 0"),
         ("--label-smoothing", (-0.1, 1, "nan"), "label smoothing must be at least 0"),
         ("--weight-decay", (-1, "inf", "nan"), "weight decay must be at least 0"),
+        ("--mixup", (-1, "inf", "nan"), "alpha of mixup must be at least 0"),
+        ("--cutmix", (-1, "inf", "nan"), "alpha of cutmix must be at least 0"),
+        ("--sides", ("32,", "large", "32.5", ""), "--sides takes whole numbers such as"),
+        ("--sides", ("16,32", "32,32"), "sides of images must be different whole numbers from 32"),
         ("--teacher-weight", (-0.1, 1.1, "nan"), "share of the loss must be from 0 to 1"),
         ("--temperature", (0, "inf", "nan"), "temperature of the distillation must be positive"),
     ],

@@ -1,13 +1,15 @@
 """A data set that fits in a test: coloured squares whose place is the class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from nas.data.base import Data, Labels, Split
+from nas.data.loading import ordered_loader
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Stage
 
@@ -40,8 +42,16 @@ class Toy(Data):
         return np.asarray(self.tensors(split).tensors[1].numpy())
 
     def loader(
-        self, split: Split, batch_size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None
+        self,
+        split: Split,
+        batch_size: int | Sequence[int],
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
     ) -> DataLoader[Any]:
+        if not isinstance(batch_size, int):
+            return ordered_loader(self.tensors(split), self.count, batch_size, seed, default_collate, 0)
         order = np.arange(self.count) if seed is None else np.random.default_rng(seed).permutation(self.count)
         return DataLoader(self.tensors(split), batch_size, sampler=order[:limit].tolist(), drop_last=seed is not None)
 
