@@ -126,6 +126,14 @@ class Space(ABC):
         """A network drawn with every position uniform."""
         return self._build(self.repair(self._draw(rng)))
 
+    def spread(self, rng: np.random.Generator) -> Arch:
+        """A network of any cost: a share is drawn, and each position is the largest network's with that probability, else uniform.
+
+        Where many choices multiply, networks with every position uniform are nearly all a fraction of the largest.
+        """
+        top = np.array([choice.top for choice in self.choices])
+        return self._build(self.repair(np.where(rng.random(len(top)) < rng.random(), top, self._draw(rng))))
+
     def mutate(self, arch: Arch, rng: np.random.Generator, rate: float = 0.1) -> Arch:
         """Draw each position anew with probability `rate`, at least one of them; never gives back `arch` unless it is alone.
 

@@ -42,7 +42,7 @@ def new_supernet(space: Space, seed: int) -> Supernet:
 
 
 def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
-    """The objective: the largest network learns the labels; the smallest and random ones learn the largest's scores too.
+    """The objective: the largest network learns the labels; the smallest and random ones, of every cost, its scores too.
 
     The share of those scores grows over the `steps` from none to all, because those of an untrained network say nothing.
     """
@@ -52,7 +52,7 @@ def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
         logits = model(images, space.largest)
         yield F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
         teacher = logits.detach()
-        for arch in (space.smallest, *(space.sample(rng) for _ in range(RANDOM_PER_STEP))):
+        for arch in (space.smallest, *(space.spread(rng) for _ in range(RANDOM_PER_STEP))):
             logits = model(images, arch)
             supervised = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
             yield torch.lerp(supervised, distillation(logits, teacher), step / steps)
