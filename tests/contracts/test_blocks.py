@@ -1,10 +1,13 @@
 """What every block kind promises, for every kind in BLOCKS."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from search_spaces import BLOCKS
 from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Position, Stem
+from search_spaces.regrid import grid_of
 from search_spaces.states import Logits, Map, State, Tokens
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
@@ -85,6 +88,43 @@ def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: Sta
     """A row must not be shared by sub-blocks that take different times."""
     wider = Map(state.channels * 2, 16, 16) if isinstance(state, Map) else Tokens(48, 12, (6, 8))
     assert not {row.key for row in spec.rows(state)} & {row.key for row in spec.rows(wider)}
+
+
+def on_grid(state: State, grid: tuple[int, int]) -> State:
+    """The state with as many channels on another grid."""
+    assert not isinstance(state, Logits)
+    if isinstance(state, Map):
+        return replace(state, height=grid[0], width=grid[1])
+    special = state.count - state.grid[0] * state.grid[1]
+    return replace(state, count=special + grid[0] * grid[1], grid=grid)
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: BlockSpec, state: State) -> None:
+    """So that a network runs at sizes it was not trained at."""
+    own = dict(spec.build(state).named_parameters())
+    other_state = on_grid(state, (6, 8))
+    other = dict(spec.build(other_state).named_parameters())
+    differing = {name for name, parameter in own.items() if parameter.shape != other[name].shape}
+    assert differing == spec.grid_params(state).keys()
+    for name, grid in spec.grid_params(state).items():
+        carried = spec.regrid(name, own[name], other_state, grid_of(grid))
+        assert carried.shape == other[name].shape, name
+        assert spec.regrid(name, own[name], state, grid_of(grid)) is own[name]
+        ones = torch.ones_like(own[name])
+        torch.testing.assert_close(spec.regrid(name, ones, other_state, grid_of(grid)), torch.ones_like(other[name]))
+    if type(spec).grid_params is BlockSpec.grid_params:
+        with pytest.raises(ValueError, match="no parameter x that belongs to a grid"):
+            spec.regrid("x", torch.ones(1), state, (1, 1))
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_a_shallower_block_has_no_other_weights(kind: str, spec: BlockSpec, state: State) -> None:
+    shallow = spec.shallower(1)
+    own = {name: tensor.shape for name, tensor in spec.build(state).named_parameters()}
+    assert {name: tensor.shape for name, tensor in shallow.build(state).named_parameters()}.items() <= own.items()
+    assert shallow.output(state) == spec.output(state) and shallow.macs(state) <= spec.macs(state)
+    assert shallow.shallower(1) == shallow and spec.shallower(9) == spec
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
