@@ -11,6 +11,8 @@ __all__ = ["retrain"]
 
 TEACHER = "What is distilled from: a retrain run, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
+SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
+DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it is with each number of them."
 
 
 def retrain(
@@ -30,6 +32,8 @@ def retrain(
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
     label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="From 0, none, to below 1.")] = 0.1,
     ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
+    image_size: Annotated[int | None, typer.Option("--image-size", min=1, help=SIZE)] = None,
+    mixed_depth: Annotated[bool, typer.Option("--mixed-depth", help=DEPTH)] = False,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -47,6 +51,7 @@ def retrain(
         smoothing=label_smoothing,
         ema=ema,
         seed=seed,
+        mixed_depth=mixed_depth,
     )
     found = retrain_network(
         network,
@@ -57,6 +62,7 @@ def retrain(
         teacher_weight=teacher_weight,
         temperature=temperature,
         budget_ms=budget_ms,
+        image_size=image_size,
         resume=resume,
     )
     show(found, json)

@@ -35,6 +35,7 @@ class Recipe:
     augment: bool = True
     seed: int = 0
     ema: float = 0.0  # decay of the mean of weights and BN statistics that becomes the result; 0: the last step's
+    mixed_depth: bool = False  # each step trains the network with a number of loops drawn from 1 to its own
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
