@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # naming costs must not wait for torch
 __all__ = ["macs", "macs_fvcore", "macs_thop", "params"]
 
 NORMS_AND_POOLS = "batch_norm layer_norm group_norm instance_norm adaptive_avg_pool2d"  # fvcore would count these
-ZERO_OPS = "add sub rsub mul div abs mean gelu softmax sigmoid avg_pool2d max_pool2d"  # and leaves these out, rightly
+ZERO_OPS = (  # and leaves these out, rightly
+    "add sub rsub mul div abs mean sum gelu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
+    "index_select linalg_vector_norm"
+)
 
 
 def macs(arch: Arch) -> int:
@@ -77,11 +80,14 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from torch import nn
 
     from search_spaces.blocks.attention import Attention, Cut
+    from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
     from search_spaces.blocks.residual import Residual
+    from search_spaces.blocks.token_prune import TokenPruneModule
 
-    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity, Residual, Cut, PositionModule)
-    return {Attention: _count_attention, **dict.fromkeys(zeros, _count_nothing)}
+    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity)
+    ours = (Residual, Cut, PositionModule, ClassTokenModule, TokenPruneModule)
+    return {Attention: _count_attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
 
 
 def _count_nothing(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -4,32 +4,50 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin
+from itertools import groupby
+from typing import Any, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row
+from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row, TokenPrune
 from search_spaces.errors import InputError
 from search_spaces.states import Logits, Map, State
+from search_spaces.tokens import Chosen, Kept
 
 __all__ = ["SCHEMA", "Arch", "Network"]
 
 SCHEMA = 1  # version of the JSON form
 
 
-class Network(nn.Module):
-    """The blocks of an `Arch`, one after the other: images (B, channels, H, W) -> logits (B, classes)."""
+class Step(NamedTuple):
+    """One application of a block: which, which of its loops (None: all of them), and whether it scores the patches."""
 
-    def __init__(self, blocks: list[nn.Module]) -> None:
+    position: int
+    loop: int | None
+    scored: bool
+
+
+class Network(nn.Module):
+    """The blocks of an `Arch`, in the order of its steps: images (B, channels, H, W) -> logits (B, classes)."""
+
+    def __init__(self, blocks: list[nn.Module], schedule: tuple[Step, ...]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.schedule = schedule
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> Tensor:
+        """Logits; to `trace` is added what each pruning location chose."""
+        state: Tensor | Kept = x
+        for position, loop, scored in self.schedule:
+            block = self.blocks[position]
+            state = block(state) if loop is None and not scored else block(state, loop, scored)
+            if trace is not None and isinstance(state, Kept) and state.chosen is not None:
+                trace.append(state.chosen)
+        assert isinstance(state, Tensor)
+        return state
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,9 @@ class Arch:
                 states.append(spec.output(states[-1]))
             except ValueError as error:
                 raise ValueError(f"block {position} ({spec.kind}): {error}") from error
+        for position in self.locations:
+            if self.blocks[position - 1].passes > 1 and self.blocks[position + 1].passes > 1:
+                raise ValueError(f"block {position} (token_prune) cannot lie inside an external loop")
         if not isinstance(states[-1], Logits):
             raise ValueError(f"the last block must give class scores, but the network ends in {states[-1]}")
         object.__setattr__(self, "states", tuple(states))
@@ -96,7 +117,7 @@ class Arch:
         return dataclasses.replace(self, image_size=image_size)
 
     def with_loops(self, loops: int) -> "Arch":
-        """The same network with no block applied more than `loops` times in a row.
+        """The same network with no block applied more than `loops` times.
 
         Raises:
             ValueError: fewer than one.
@@ -109,9 +130,39 @@ class Arch:
         """Each block with its input state."""
         return list(zip(self.blocks, self.states, strict=False))
 
+    @property
+    def locations(self) -> tuple[int, ...]:
+        """Positions of the blocks that drop tokens."""
+        return tuple(i for i, spec in enumerate(self.blocks) if isinstance(spec, TokenPrune))
+
+    def keeping(self, keeps: Sequence[int] | None = None, adaptive: bool | None = None) -> "Arch":
+        """The same network with other counts of kept patches at its pruning locations, or chosen in the other way.
+
+        Raises:
+            ValueError: more patches are kept than reach a location.
+        """
+        blocks = list(self.blocks)
+        for number, position in enumerate(self.locations):
+            spec = blocks[position]
+            assert isinstance(spec, TokenPrune)
+            keep = spec.keep if keeps is None else keeps[number]
+            blocks[position] = TokenPrune(keep, spec.adaptive if adaptive is None else adaptive)
+        return dataclasses.replace(self, blocks=tuple(blocks))
+
     def build(self) -> Network:
         """The network with fresh weights, in training mode, on the default device."""
-        return Network([spec.build(state) for spec, state in self.steps()])
+        return Network([spec.build(state) for spec, state in self.steps()], self._schedule())
+
+    def _schedule(self) -> tuple[Step, ...]:
+        """Neighbouring blocks that ask for the same number of passes run as one, pass after pass; the last step before a pruning location scores."""
+        found: list[Step] = []
+        for passes, group in groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].passes):
+            run = list(group)
+            loops = [None] if passes == 1 else range(passes)
+            found += [Step(position, loop, False) for loop in loops for position in run]
+        following = [step.position for step in found[1:]]
+        scored = [position in self.locations for position in following] + [False]
+        return tuple(step._replace(scored=score) for step, score in zip(found, scored, strict=True))
 
     def example(self, batch: int = 1, seed: int = 0) -> Tensor:
         """A random input (batch, channels, image_size, image_size) that depends on `seed` alone."""

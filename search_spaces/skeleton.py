@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from search_spaces.arch import Arch, Network
+from search_spaces.resize import resized
 
 __all__ = ["Stats", "average_moments", "handed_in", "skeleton"]
 
@@ -60,7 +61,7 @@ def average_moments(arch: Arch, weights: Mapping[str, Tensor], batches: Iterable
             part.momentum = None  # a plain average over the batches
             part.train()
         for images, _ in batches:
-            functional_call(network, {**weights, **stats}, (images.to(device),))
+            functional_call(network, {**weights, **stats}, (resized(images.to(device), arch.image_size),))
             count += 1
     finally:  # the skeleton is shared
         for name, part in norms.items():

@@ -21,11 +21,19 @@ class Map:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sequence of `count` tokens that lie on `grid` in row order; tensors are (B, count, channels)."""
+    """A sequence of tokens, the patches among them in the row order of `grid`; tensors are (B, count, channels)."""
 
-    count: int
+    count: int  # the first `prefix` tokens and the patches that are left
     channels: int
     grid: tuple[int, int]
+    prefix: int = 0  # leading tokens that lie on no place, such as a class token
+    pruned: bool = False  # whether patches were dropped
+    scored_by: tuple[int, int] | None = None  # heads and value width of the attention that can score the patches
+
+    @property
+    def patches(self) -> int:
+        """Tokens that lie on the grid."""
+        return self.count - self.prefix
 
 
 @dataclass(frozen=True)

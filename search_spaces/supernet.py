@@ -10,6 +10,7 @@ from torch.func import functional_call
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import BlockSpec
 from search_spaces.regrid import Grid, grid_of
+from search_spaces.resize import resized
 from search_spaces.skeleton import Stats, average_moments, skeleton
 from search_spaces.space import Space
 from search_spaces.states import State
@@ -85,7 +86,8 @@ class Supernet(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, x: Tensor, arch: Arch, stats: Stats | None = None) -> Tensor:
-        """Logits (B, classes) of network `arch` for images (B, C, H, W); without `stats`, BN uses the batch's own."""
+        """Logits (B, classes) of network `arch` for images (B, C, H, W), resized to its own; without `stats`, BN uses the batch's."""
+        x = resized(x, arch.image_size)
         if stats is None:
             logits: Tensor = functional_call(
                 skeleton(arch, self._device, moments=False).train(self.training), self.weights(arch), (x,)

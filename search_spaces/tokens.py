@@ -4,12 +4,16 @@ A class token competes with nobody: callers cut its entry off a score and keep i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "Chosen",
+    "Kept",
+    "choose_above",
     "keep_above",
     "masked_softmax",
     "multiply",
@@ -18,9 +22,35 @@ __all__ = [
     "packed_score",
     "score",
     "soft_mask",
+    "take",
     "top_keep",
     "unpack",
 ]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one pruning location did: the patches' scores, and how many each image keeps."""
+
+    scores: Tensor  # (B, n); (sum n_i,) where images came with different numbers of patches
+    counts: Tensor  # (B,), with gradient in training
+    kept: Tensor  # like `scores`: true, or 1 in training, for those that stay
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tokens on their way through a network that drops some of them.
+
+    In training all tokens stay and `mask` says which count. Otherwise the dropped ones are gone, and `places` says where on
+    the grid the others lie; where images keep different numbers, the tokens of all are packed one image after the other.
+    """
+
+    x: Tensor  # (B, n, C), or (sum n_i, C) packed
+    mask: Tensor | None = None  # (B, N), 1 for tokens that are kept
+    places: Tensor | None = None  # (B, patches), or (sum of patches,) packed; None while all are there
+    lengths: Tensor | None = None  # (B,) tokens of each image, packed
+    score: Tensor | None = None  # of the patches, by the block before: (B, patches), or packed
+    chosen: Chosen | None = None  # of the pruning location just passed
 
 
 def score(attention: Tensor, context: Tensor, row: int | None, mask: Tensor | None = None) -> Tensor:
@@ -101,6 +131,18 @@ def masked_softmax(logits: Tensor, mask: Tensor, eps: float = 1e-6) -> Tensor:
     largest = wide.detach().masked_fill(seen == 0, float("-inf")).amax(-1, keepdim=True)
     a = (wide - largest).clamp(max=0).exp() * seen
     return ((a + eps / count) / (a.sum(-1, keepdim=True) + eps)).to(logits.dtype)
+
+
+def choose_above(scores: Tensor, scaled_threshold: Tensor | float, count: int, lengths: Tensor) -> Tensor:
+    """`keep_above` for the packed scores (sum n_i,) of images with `lengths` (B,) patches: (sum n_i,) bool."""
+    return torch.cat([keep_above(own[None], scaled_threshold, count)[0] for own in unpack(scores, lengths)])
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """(B, k, C): of the tokens (B, N, C) those at `places` (B, k)."""
+    batch, count, channels = x.shape
+    first = count * torch.arange(batch, device=x.device)[:, None]
+    return x.reshape(-1, channels).index_select(0, (places + first).reshape(-1)).reshape(batch, -1, channels)
 
 
 def top_keep(scores: Tensor, keep: int) -> Tensor:

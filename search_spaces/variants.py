@@ -23,7 +23,7 @@ __all__ = [
 
 
 def most_loops(arch: Arch) -> int:
-    """How often in a row the block with the most loops is applied; 1 for a network without recursion."""
+    """How often the block with the most loops is applied; 1 for a network without recursion."""
     return next(loops for loops in count(1) if arch.with_loops(loops) == arch)
 
 

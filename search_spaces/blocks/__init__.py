@@ -5,10 +5,25 @@ from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
 from search_spaces.blocks.mb3d import MB3D
 from search_spaces.blocks.mb4d import MB4D
+from search_spaces.blocks.patch import ClassToken, Patch
 from search_spaces.blocks.position import Position
 from search_spaces.blocks.stem import Stem
+from search_spaces.blocks.token_prune import TokenPrune
 
-__all__ = ["BLOCKS", "MB3D", "MB4D", "BlockSpec", "Embed", "Head", "Position", "Row", "Stem"]
+__all__ = [
+    "BLOCKS",
+    "MB3D",
+    "MB4D",
+    "BlockSpec",
+    "ClassToken",
+    "Embed",
+    "Head",
+    "Patch",
+    "Position",
+    "Row",
+    "Stem",
+    "TokenPrune",
+]
 
 BLOCKS: dict[str, type[BlockSpec]] = {
     "stem": Stem,
@@ -17,4 +32,7 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "mb3d": MB3D,
     "head": Head,
     "position": Position,
+    "token_prune": TokenPrune,
+    "patch": Patch,
+    "class_token": ClassToken,
 }

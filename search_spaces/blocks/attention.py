@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.grouping import arrangement, inverse
+from search_spaces.tokens import Kept, masked_softmax, packed_attention, packed_score, score, unpack
 
 __all__ = ["Attention", "Cut", "offset_index"]
 
@@ -18,7 +19,7 @@ def offset_index(grid: tuple[int, int]) -> Tensor:
 
 
 class Cut(nn.Module):
-    """How one loop of a block cuts its N tokens into groups; all tables are buffers.
+    """How one loop of a block cuts its N tokens into groups; all tables are buffers, that of offsets only where `biased`.
 
     `inverse` puts the tokens back where they were; without it the branch keeps the groups' order.
     """
@@ -27,16 +28,17 @@ class Cut(nn.Module):
     order: Tensor
     back: Tensor
 
-    def __init__(self, grid: tuple[int, int], groups: int, order: str, restore: bool, seed: int) -> None:
+    def __init__(self, grid: tuple[int, int], groups: int, order: str, restore: bool, seed: int, biased: bool) -> None:
         super().__init__()
         self.groups, self.moves, self.restore = groups, order != "contiguous", restore
         tokens = arrangement(grid[0] * grid[1], groups, order, seed)
         if self.moves:
             self.register_buffer("order", tokens)
             self.register_buffer("back", inverse(tokens), persistent=False)
-        members = tokens.reshape(groups, -1)
-        index = offset_index(grid)[members[:, :, None], members[:, None, :]]
-        self.register_buffer("bias_index", index, persistent=False)
+        if biased:
+            members = tokens.reshape(groups, -1)
+            index = offset_index(grid)[members[:, :, None], members[:, None, :]]
+            self.register_buffer("bias_index", index, persistent=False)
 
     def gather(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B * groups, N / groups, C)."""
@@ -48,6 +50,11 @@ class Cut(nn.Module):
         x = x.reshape(-1, x.shape[1] * self.groups, x.shape[2]) if self.groups > 1 else x
         return x[:, self.back] if self.moves and self.restore else x
 
+    def of_tokens(self, scores: Tensor) -> Tensor:
+        """(B * groups, N / groups) scores, each group's its own -> (B, N) in the order of the tokens, of one sum."""
+        scores = scores.reshape(-1, scores.shape[1] * self.groups) / self.groups if self.groups > 1 else scores
+        return scores[:, self.back] if self.moves else scores
+
 
 class Attention(nn.Module):
     """Multi-head self-attention on (B, N, C) whose q, k and v widths are free of C; weights do not depend on the groups.
@@ -56,35 +63,76 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, key_dim: int, value_dim: int, places: int | None, cuts: list[Cut]
+        self,
+        channels: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        places: int | None,
+        cuts: list[Cut],
+        prefix: int = 0,
     ) -> None:
-        """`places` is the number of offsets with a learned bias, None for no bias; one of `cuts` is used in each call."""
+        """`places` is the number of offsets with a learned bias, None for no bias; one of `cuts` is used in each call.
+
+        The first of `prefix` leading tokens, a class token, scores the others; without one all tokens do.
+        """
         super().__init__()
-        self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
+        self.heads, self.key_dim, self.value_dim, self.prefix = heads, key_dim, value_dim, prefix
         self.qkv = nn.Linear(channels, heads * (2 * key_dim + value_dim))
         self.proj = nn.Linear(heads * value_dim, channels)
         self.attention_biases = None if places is None else nn.Parameter(torch.zeros(heads, places))
         self.cuts = nn.ModuleList(cuts)
 
-    def forward(self, x: Tensor, loop: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, loop: int = 0, kept: Kept | None = None, scored: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """What attention adds to `x`, and where `scored` the patches' scores; `kept` says what is left of the tokens."""
         cut = self.cuts[loop]
         assert isinstance(cut, Cut)
+        if kept is not None and kept.lengths is not None:
+            return self._packed(x, cut, kept.lengths, kept.places, scored)
+        mask, places = (None, None) if kept is None else (kept.mask, kept.places)
         x = cut.gather(x)
         batch, count, _ = x.shape
         qkv = self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
         if self.attention_biases is not None:
-            logits = self._biased(logits, cut)
-        mixed = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, count, self.heads * self.value_dim)
+            logits = self._biased(logits, self.attention_biases, cut, places)
+        weights = logits.softmax(-1) if mask is None else masked_softmax(logits, mask)
+        context = weights @ v
+        mixed = context.transpose(1, 2).reshape(batch, count, self.heads * self.value_dim)
         out: Tensor = self.proj(cut.scatter(mixed))
-        return out
+        if not scored:
+            return out, None
+        scores = score(weights, context, 0 if self.prefix else None, mask)
+        return out, cut.of_tokens(scores)[:, self.prefix :]
 
-    def _biased(self, logits: Tensor, cut: Cut) -> Tensor:
+    def _biased(self, logits: Tensor, biases: Tensor, cut: Cut, places: Tensor | None) -> Tensor:
         """Logits (B * groups, heads, n, n) plus the bias of each pair's offset."""
-        assert self.attention_biases is not None
-        if cut.groups == 1:
-            return logits + self.attention_biases[:, cut.bias_index[0]]
-        bias = self.attention_biases[:, cut.bias_index].transpose(0, 1)  # (groups, heads, n, n)
         batch, heads, members, _ = logits.shape
+        if places is not None:
+            total = cut.bias_index.shape[-1]
+            whole = biases[:, cut.bias_index[0].flatten()]
+            pairs = places[:, :, None] * total + places[:, None, :]
+            bias = whole.index_select(1, pairs.flatten()).reshape(heads, batch, members, members)
+            return logits + bias.transpose(0, 1)
+        if cut.groups == 1:
+            return logits + biases[:, cut.bias_index[0]]
+        bias = biases[:, cut.bias_index].transpose(0, 1)  # (groups, heads, n, n)
         return (logits.reshape(-1, cut.groups, heads, members, members) + bias).reshape(batch, heads, members, members)
+
+    def _packed(
+        self, x: Tensor, cut: Cut, lengths: Tensor, places: Tensor | None, scored: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same for packed tokens (sum n_i, C), each image by itself."""
+        qkv = self.qkv(x).reshape(len(x), self.heads, -1)
+        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        bias = None if self.attention_biases is None else self.attention_biases[:, cut.bias_index[0]]
+        scale = self.key_dim**-0.5
+        context = packed_attention(q, k, v, lengths, scale, bias, places)
+        out: Tensor = self.proj(context.flatten(1))
+        if not scored:
+            return out, None
+        scores = packed_score(q, k, context, lengths, scale, 0 if self.prefix else None, bias, places)
+        return out, torch.cat([own[self.prefix :] for own in unpack(scores, lengths)])

@@ -18,7 +18,8 @@ class Row:
     """Key of one latency-table row: a sub-block at the shapes it runs on.
 
     Keys are joint over all that moves the time, because per-dimension linear tables are known to fail for
-    transformers. Only `positions` may ever be interpolated, so it stands apart.
+    transformers. Only `positions` may ever be interpolated, and only behind a pruning location (`kept`), where any
+    number of tokens may be left.
     """
 
     op: str  # the sub-block, such as "mb4d.ffn"
@@ -43,6 +44,11 @@ class BlockSpec(ABC):
     def label(self) -> str:
         """The block in a few characters, for reports."""
         return self.kind
+
+    @property
+    def passes(self) -> int:
+        """How often the run of neighbouring blocks with this number is gone through; 1 for a block by itself."""
+        return 1
 
     @abstractmethod
     def output(self, state: State) -> State:
@@ -72,7 +78,7 @@ class BlockSpec(ABC):
         raise ValueError(f"{self.kind} has no parameter {name} that belongs to a grid")
 
     def shallower(self, loops: int) -> "BlockSpec":
-        """The block applied at most `loops` times in a row; the same weights, or fewer, fit it."""
+        """The block applied at most `loops` times; the same weights, or fewer, fit it."""
         return self
 
     @abstractmethod

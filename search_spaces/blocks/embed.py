@@ -68,6 +68,8 @@ class Embed(BlockSpec):
             raise ValueError(
                 f"a depthwise embed of {state.channels} channels gives a multiple of them, got {self.width}"
             )
+        if isinstance(state, Tokens) and (state.pruned or state.prefix):
+            raise ValueError("an embed needs every token of the grid and no other, but some were dropped or added")
         return state if isinstance(state, Map) else Map(state.channels, *state.grid)
 
     def output(self, state: State) -> Map | Tokens:

@@ -3,53 +3,80 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.states import Logits, Map, State, Tokens, tokens_of
+from search_spaces.tokens import Kept, unpack
 
 __all__ = ["Head"]
 
+POOLS = ("mean", "token")
+
 
 class HeadModule(nn.Module):
-    """(B, N, C) or (B, C, H, W) -> (B, classes)."""
+    """(B, N, C), (B, C, H, W) or `Kept` -> (B, classes)."""
 
-    def __init__(self, channels: int, classes: int, distilled: bool, mean_first: bool) -> None:
+    def __init__(self, spec: "Head", channels: int, prefix: int) -> None:
         super().__init__()
-        self.mean_first = mean_first
-        self.norm = nn.LayerNorm(channels)
-        self.head = nn.Linear(channels, classes)
-        self.head_dist = nn.Linear(channels, classes) if distilled else None
+        self.mean_first, self.pool, self.prefix = spec.mean_first, spec.pool, prefix
+        self.norm = nn.LayerNorm(channels, eps=spec.eps)
+        self.head = nn.Linear(channels, spec.classes)
+        self.head_dist = nn.Linear(channels, spec.classes) if spec.distilled else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4:
-            x = x.flatten(2).transpose(1, 2)
-        pooled = self.norm(x.mean(1)) if self.mean_first else self.norm(x).mean(1)
+    def forward(self, given: Tensor | Kept) -> Tensor:
+        """Pool, before the norm or after it, and score the classes."""
+        kept = given if isinstance(given, Kept) else Kept(given)
+        if kept.x.ndim == 4:
+            kept = Kept(kept.x.flatten(2).transpose(1, 2))
+        pooled = self.norm(self._pooled(kept.x, kept)) if self.mean_first else self._pooled(self.norm(kept.x), kept)
         logits: Tensor = self.head(pooled)
         return logits if self.head_dist is None else (logits + self.head_dist(pooled)) / 2
+
+    def _pooled(self, x: Tensor, kept: Kept) -> Tensor:
+        """(B, C): the class token of each image, or the mean over its patches."""
+        if kept.lengths is not None:
+            images = unpack(x, kept.lengths)
+            chosen = [own[0] if self.pool == "token" else own[self.prefix :].mean(0) for own in images]
+            return torch.stack(chosen)
+        if self.pool == "token":
+            return x[:, 0]
+        patches = x[:, self.prefix :] if self.prefix else x
+        if kept.mask is None:
+            return patches.mean(1)
+        mask = kept.mask[:, self.prefix :, None]
+        return (patches * mask).sum(1) / mask.sum(1)
 
 
 @dataclass(frozen=True)
 class Head(BlockSpec):
-    """Mean-pooled linear classifier; `distilled` adds a second one whose logits are averaged in.
+    """Linear classifier of the mean over the patches; `distilled` adds a second one whose logits are averaged in.
 
-    `mean_first`: the mean over places before the LN, as in SReT, not after it.
+    `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place.
     """
 
     kind: ClassVar[str] = "head"
     classes: int
     distilled: bool = False
     mean_first: bool = False
+    pool: str = "mean"
+    eps: float = 1e-5  # of the norm
 
     def __post_init__(self) -> None:
-        """Refuse an empty classifier."""
+        """Refuse an empty classifier and an unknown pooling."""
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
         if self.classes < 1:
             raise ValueError(f"a head needs at least one class, got {self.classes}")
 
     def _input(self, state: State) -> Tokens:
         if not isinstance(state, Map | Tokens):
             raise ValueError(f"a head takes tokens or a map, got {state}")
-        return tokens_of(state)
+        source = tokens_of(state)
+        if self.pool == "token" and not source.prefix:
+            raise ValueError("there is no class token to pool; put a class_token block before, or pool the mean")
+        return source
 
     def output(self, state: State) -> Logits:
         self._input(state)
@@ -70,7 +97,10 @@ class Head(BlockSpec):
             ("heads", 1 + self.distilled),
         )
         dims += (("mean_first", 1),) if self.mean_first else ()
+        dims += (("token", 1),) if self.pool == "token" else ()
+        dims += (("kept", 1),) if source.pruned else ()
         return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
-        return HeadModule(self._input(state).channels, self.classes, self.distilled, self.mean_first)
+        source = self._input(state)
+        return HeadModule(self, source.channels, source.prefix)

@@ -12,8 +12,11 @@ from search_spaces.blocks.residual import Mlp, Residual, check_form, hidden_widt
 from search_spaces.grouping import ORDERS
 from search_spaces.regrid import Grid, offsets
 from search_spaces.states import Map, State, Tokens, tokens_of
+from search_spaces.tokens import Kept
 
-__all__ = ["MB3D"]
+__all__ = ["MB3D", "RECURSIONS"]
+
+RECURSIONS = ("internal", "external")
 
 
 class Projection(nn.Module):
@@ -31,37 +34,50 @@ class Projection(nn.Module):
 
 
 class MB3DModule(nn.Module):
-    """(B, N, C) or (B, C, H, W) -> (B, N, C)."""
+    """(B, N, C) or (B, C, H, W) -> (B, N, C); what is `Kept` stays so, and becomes so where the patches are scored."""
 
     def __init__(self, spec: "MB3D", state: Tokens) -> None:
         super().__init__()
         channels = state.channels
-        self.norm1 = nn.LayerNorm(channels)
-        cuts = [Cut(state.grid, groups, order, spec.inverse, spec.seed) for groups, order in spec.cuts]
-        places = state.count if spec.bias else None
-        self.token_mixer = Attention(channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts)
+        self.norm1 = nn.LayerNorm(channels, eps=spec.eps)
+        cuts = [Cut(state.grid, groups, order, spec.inverse, spec.seed, spec.bias) for groups, order in spec.cuts]
+        places = state.grid[0] * state.grid[1] if spec.bias else None
+        self.token_mixer = Attention(channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix)
         self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels, eps=spec.eps)
         self.mlp = Mlp(channels, hidden_width(channels, spec.ratio))
         self.ls2 = Residual(spec.residual, channels, spec.layer_scale)
         hidden = hidden_width(channels, spec.nll) if spec.nll else 0
         self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
         self.loops = spec.loops
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4:
-            x = x.flatten(2).transpose(1, 2)
-        for loop in range(self.loops):
-            x = self.ls1(x, self.token_mixer(self.norm1(x), loop))
-            x = self.ls2(x, self.mlp(self.norm2(x)))
-            if self.nll:
-                x = self.nll[loop](x)
+    def forward(self, x: Tensor | Kept, loop: int | None = None, scored: bool = False) -> Tensor | Kept:
+        """All loops, or the one numbered `loop`; where `scored`, the last of them scores the patches."""
+        loops = range(self.loops) if loop is None else (loop,)
+        for number in loops:
+            x = self._once(x, number, scored and number == loops[-1])
         return x
+
+    def _once(self, given: Tensor | Kept, loop: int, scored: bool) -> Tensor | Kept:
+        x = given.x if isinstance(given, Kept) else given
+        x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+        kept = given if isinstance(given, Kept) else None
+        mixed, score = self.token_mixer(self.norm1(x), loop, kept, scored)
+        x = self.ls1(x, mixed)
+        x = self.ls2(x, self.mlp(self.norm2(x)))
+        if self.nll:
+            x = self.nll[loop](x)
+        if kept is not None:
+            return replace(kept, x=x, score=score, chosen=None)
+        return Kept(x, score=score) if scored else x
 
 
 @dataclass(frozen=True)
 class MB3D(BlockSpec):
-    """Pre-LN attention and pre-LN MLP, applied `loops` times in a row with the same weights; a map is laid out as tokens first.
+    """Pre-LN attention and pre-LN MLP, applied `loops` times with the same weights; a map is laid out as tokens first.
+
+    `recursion` internal: a block's loops come in a row. external: neighbouring blocks with as many loops run one after the
+    other, all of them once in each loop (arXiv 2111.05297, section 3.1).
 
     Widths `key_dim` and `value_dim` are per head. `residual` says how branches join, see `Residual`; `layer_scale` is where
     its scales start. `bias`: a learned bias for each head and offset on the grid. `nll`: hidden width over width of the
@@ -83,6 +99,8 @@ class MB3D(BlockSpec):
     orders: tuple[str, ...] = ()
     inverse: bool = True
     seed: int = 0
+    recursion: str = "internal"
+    eps: float = 1e-5  # of the norms around attention and MLP
 
     def __post_init__(self) -> None:
         """Refuse empty heads, and groups that say nothing or the same as others would: equal networks have equal specs."""
@@ -102,16 +120,24 @@ class MB3D(BlockSpec):
             raise ValueError("one group has no order, and groups that are all 1 are written as none")
         if (not any(moved) and not self.inverse) or ("permuted" not in self.orders and self.seed):
             raise ValueError("inverse and seed say nothing without an order that moves tokens; leave them out")
+        if self.recursion not in RECURSIONS or (self.recursion == "external" and self.loops == 1):
+            raise ValueError(
+                f"recursion must be one of {', '.join(RECURSIONS)}, external with 2 loops or more, got {self.recursion!r}"
+            )
 
     @property
     def label(self) -> str:
-        loops = f" {self.loops} loops" if self.loops > 1 else ""
+        loops = f" {self.loops} {'external ' if self.passes > 1 else ''}loops" if self.loops > 1 else ""
         cuts = (
             " in " + ",".join(f"{groups} {order}" if groups > 1 else "1" for groups, order in self.cuts)
             if self.groups
             else ""
         )
         return f"3D×{self.ratio:g}{loops}{' NLL' if self.nll else ''}{cuts}"
+
+    @property
+    def passes(self) -> int:
+        return self.loops if self.recursion == "external" else 1
 
     @property
     def cuts(self) -> tuple[tuple[int, str], ...]:
@@ -125,10 +151,14 @@ class MB3D(BlockSpec):
         wrong = [groups for groups, _ in self.cuts if source.count % groups]
         if wrong:
             raise ValueError(f"{source.count} tokens cannot be cut into {wrong[0]} equal groups")
+        if self.groups and (source.pruned or source.prefix):
+            raise ValueError("groups need every token of the grid and no other, but some were dropped or added")
+        if self.bias and source.prefix:
+            raise ValueError("a bias for each offset on the grid needs tokens that all lie on it; bias must be false")
         return source, hidden_width(state.channels, self.ratio)
 
     def output(self, state: State) -> Tokens:
-        return self._input(state)[0]
+        return replace(self._input(state)[0], scored_by=(self.heads, self.value_dim))
 
     def macs(self, state: State) -> int:
         source, hidden = self._input(state)
@@ -140,9 +170,9 @@ class MB3D(BlockSpec):
 
     def params(self, state: State) -> int:
         source, hidden = self._input(state)
-        n, c = source.count, source.channels
+        places, c = source.grid[0] * source.grid[1], source.channels
         qkv = (c + 1) * self.heads * (2 * self.key_dim + self.value_dim)
-        attention = qkv + self.heads * self.value_dim * c + c + (self.heads * n if self.bias else 0)
+        attention = qkv + self.heads * self.value_dim * c + c + (self.heads * places if self.bias else 0)
         mlp = 2 * c * hidden + hidden + c
         wide = hidden_width(c, self.nll) if self.nll else 0
         nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
@@ -150,18 +180,24 @@ class MB3D(BlockSpec):
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source, hidden = self._input(state)
-        n, channels, form = source.count, ("c", source.channels), residual_dims(self.residual)
+        n, channels = source.count, ("c", source.channels)
+        kept: tuple[tuple[str, int], ...] = (("kept", 1),) if source.pruned else ()
         widths = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
+        bias = () if self.bias else (("unbiased", 1),)
+        kept += residual_dims(self.residual) if self.residual == "plain" else ()
         rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
         for groups, order in self.cuts:
-            dims = [channels, *widths]
-            dims += [("groups", groups)] if groups > 1 else []
-            dims += [("moves", 1 + self.inverse)] if order != "contiguous" else []
-            dims += [] if self.bias else [("unbiased", 1)]
-            rows.append(Row("mb3d.attention", n, (*dims, *form)))
-            rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *form)))
+            cut = (("groups", groups),) if groups > 1 else ()
+            rows.append(Row("mb3d.attention", n, (channels, *widths, *cut, *bias, *kept)))
+            rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *kept)))
+            if order != "contiguous":
+                rows.append(
+                    Row("mb3d.move", n, (channels, ("v", self.heads * self.value_dim), ("ways", 1 + self.inverse)))
+                )
+            if self.residual == "coefficients":  # one more multiplication for each branch
+                rows.append(Row("mb3d.coefficients", n, (channels, *kept)))
             if self.nll:
-                rows.append(Row("mb3d.nll", n, (channels, ("hidden", hidden_width(source.channels, self.nll)))))
+                rows.append(Row("mb3d.nll", n, (channels, ("hidden", hidden_width(source.channels, self.nll)), *kept)))
         return tuple(rows)
 
     def grid_params(self, state: State) -> Mapping[str, str]:
@@ -176,8 +212,15 @@ class MB3D(BlockSpec):
         cut = max(self.groups[:kept], default=1) > 1
         groups, orders = (self.groups[:kept], self.orders[:kept]) if cut else ((), ())
         moves = any(order != "contiguous" for order in orders)
-        seed = self.seed if "permuted" in orders else 0
-        return replace(self, loops=kept, groups=groups, orders=orders, inverse=self.inverse or not moves, seed=seed)
+        return replace(
+            self,
+            loops=kept,
+            groups=groups,
+            orders=orders,
+            inverse=self.inverse or not moves,
+            seed=self.seed if "permuted" in orders else 0,
+            recursion=self.recursion if kept > 1 else "internal",
+        )
 
     def build(self, state: State) -> nn.Module:
         return MB3DModule(self, self._input(state)[0])

@@ -1,7 +1,7 @@
 """A learned position table, added to a map or to tokens (ViT, arXiv 2010.11929; SReT, 2111.05297)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -35,7 +35,9 @@ class Position(BlockSpec):
     def output(self, state: State) -> Map | Tokens:
         if not isinstance(state, Map | Tokens):
             raise ValueError(f"a position table takes a map or tokens, got {state}")
-        return state
+        if isinstance(state, Tokens) and state.pruned:
+            raise ValueError("a position table needs every token of the grid, but some were dropped")
+        return state if isinstance(state, Map) else replace(state, scored_by=None)
 
     def macs(self, state: State) -> int:
         self.output(state)

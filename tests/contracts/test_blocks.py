@@ -6,9 +6,21 @@ import pytest
 import torch
 
 from search_spaces import BLOCKS
-from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Position, Stem
+from search_spaces.blocks import (
+    MB3D,
+    MB4D,
+    BlockSpec,
+    ClassToken,
+    Embed,
+    Head,
+    Patch,
+    Position,
+    Stem,
+    TokenPrune,
+)
 from search_spaces.regrid import grid_of
 from search_spaces.states import Logits, Map, State, Tokens
+from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
     "stem": [(Stem(8), Map(3, 16, 16)), (Stem(6), Map(1, 15, 17)), (Stem(8, convs=3), Map(3, 16, 16))],
@@ -31,20 +43,36 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 8, 2, loops=2, nll=1, residual="coefficients", bias=False), Map(8, 4, 4)),
         (MB3D(2, 4, 8, 3.6, groups=(4,), orders=("strided",)), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 8, loops=2, groups=(2, 3), orders=("contiguous", "permuted"), seed=3), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 8, loops=2, nll=1, recursion="external"), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 8, residual="plain", bias=False, eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
     ],
     "head": [
         (Head(5), Tokens(12, 6, (3, 4))),
         (Head(3, distilled=True), Map(6, 4, 4)),
         (Head(3, mean_first=True), Map(6, 4, 4)),
+        (Head(3, pool="token", eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
+        (Head(3), Tokens(7, 6, (3, 4), pruned=True)),
     ],
+    "token_prune": [
+        (TokenPrune(5), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
+        (TokenPrune(5, adaptive=True), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
+        (TokenPrune(4), Tokens(10, 6, (3, 4), prefix=1, scored_by=(2, 8))),
+    ],
+    "patch": [(Patch(8, 4), Map(3, 8, 12))],
+    "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
 }
 ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]
 
 
-def tensor(state: State) -> torch.Tensor:
+def given(state: State) -> torch.Tensor | Kept:
+    """A batch of two as the block gets it."""
     generator = torch.Generator().manual_seed(0)
     assert not isinstance(state, Logits)
+    if isinstance(state, Tokens) and (state.scored_by or state.pruned):
+        places = torch.arange(state.patches).expand(2, -1) if state.pruned else None
+        score = torch.rand(2, state.patches, generator=generator) / state.patches if state.scored_by else None
+        return Kept(torch.randn(2, state.count, state.channels, generator=generator), places=places, score=score)
     shape = (
         (2, state.channels, state.height, state.width) if isinstance(state, Map) else (2, state.count, state.channels)
     )
@@ -60,8 +88,12 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
     assert BLOCKS[kind] is type(spec)
     assert spec.kind == kind
     module = spec.build(state)
-    out, promised = module(tensor(state)), spec.output(state)
-    if isinstance(promised, Map):
+    out, promised = module(given(state)), spec.output(state)
+    if isinstance(out, Kept):
+        assert isinstance(promised, Tokens)
+        count = promised.count if out.mask is None else out.mask.shape[1]  # in training all tokens stay
+        assert out.x.shape == (2, count, promised.channels)
+    elif isinstance(promised, Map):
         assert out.shape == (2, promised.channels, promised.height, promised.width)
     elif isinstance(promised, Tokens):
         assert out.shape == (2, promised.count, promised.channels)
@@ -76,7 +108,10 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: State) -> None:
     module = spec.build(state)
-    out = module(tensor(state))
+    out = module(given(state))
+    out = out.mask if isinstance(out, Kept) and out.mask is not None else out.x if isinstance(out, Kept) else out
+    if not list(module.parameters()):
+        return
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -86,24 +121,26 @@ def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: Stat
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: State) -> None:
     """A row must not be shared by sub-blocks that take different times."""
-    wider = Map(state.channels * 2, 16, 16) if isinstance(state, Map) else Tokens(48, 12, (6, 8))
+    wider: State = Map(state.channels * 2, 16, 16)
+    if isinstance(state, Tokens):
+        wider = replace(state, count=state.count + 36, channels=12, grid=(6, 8))
     assert not {row.key for row in spec.rows(state)} & {row.key for row in spec.rows(wider)}
 
 
-def on_grid(state: State, grid: tuple[int, int]) -> State:
-    """The state with as many channels on another grid."""
+def finer(state: State) -> State:
+    """The state with as many channels on a grid with twice the sides."""
     assert not isinstance(state, Logits)
     if isinstance(state, Map):
-        return replace(state, height=grid[0], width=grid[1])
-    special = state.count - state.grid[0] * state.grid[1]
-    return replace(state, count=special + grid[0] * grid[1], grid=grid)
+        return replace(state, height=2 * state.height, width=2 * state.width)
+    rows, columns = state.grid
+    return replace(state, count=state.count + 3 * rows * columns, grid=(2 * rows, 2 * columns))
 
 
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: BlockSpec, state: State) -> None:
     """So that a network runs at sizes it was not trained at."""
     own = dict(spec.build(state).named_parameters())
-    other_state = on_grid(state, (6, 8))
+    other_state = finer(state)
     other = dict(spec.build(other_state).named_parameters())
     differing = {name for name, parameter in own.items() if parameter.shape != other[name].shape}
     assert differing == spec.grid_params(state).keys()

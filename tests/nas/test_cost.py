@@ -5,7 +5,19 @@ from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.describe import describe
 from search_spaces import zoo
 from search_spaces.arch import Arch
-from search_spaces.blocks import BLOCKS, MB3D, MB4D, BlockSpec, Embed, Head, Position, Stem
+from search_spaces.blocks import (
+    BLOCKS,
+    MB3D,
+    MB4D,
+    BlockSpec,
+    ClassToken,
+    Embed,
+    Head,
+    Patch,
+    Position,
+    Stem,
+    TokenPrune,
+)
 from tests.nas.toy import toy_space
 
 CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block does most of the work
@@ -15,6 +27,17 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
     "mb3d": (Stem(16), *[MB3D(heads=3, key_dim=8, value_dim=12, ratio=2)] * 6, Head(4)),
     "head": (Stem(8), Head(4000, distilled=True)),
     "position": (Stem(48), Position(), Head(4)),
+    "patch": (Patch(48, 8), Head(4)),
+    "class_token": (Patch(48, 8), ClassToken(), MB3D(bias=False), Head(4, pool="token")),
+    "token_prune": (
+        Stem(16),
+        MB3D(3, 8, 12),
+        TokenPrune(40),
+        *[MB3D(3, 8, 12)] * 3,
+        TokenPrune(9),
+        MB3D(3, 8, 12),
+        Head(4),
+    ),
 }
 
 
@@ -32,6 +55,13 @@ VARIANTS: dict[str, tuple[BlockSpec, ...]] = {
     "mb4d depthwise": (Stem(16), *[MB4D(3, mixer="depthwise")] * 4, Head(4)),
     "embeds of tokens": (Stem(16), MB3D(1, 4, 4, 1), Embed(48, "depthwise"), Embed(96, "separable"), Head(4)),
     "loops and projections": (Stem(16), *[MB3D(3, 8, 12, 2, loops=3, nll=2, residual="coefficients")] * 2, Head(4)),
+    "external loops": (
+        Stem(16),
+        *[MB3D(3, 8, 12, 2, loops=2, recursion="external")] * 2,
+        TokenPrune(9),
+        MB3D(),
+        Head(4),
+    ),
     "groups": (
         Stem(16),
         MB3D(3, 8, 12, 1, loops=2, groups=(4, 9), orders=("strided", "permuted")),
@@ -65,13 +95,13 @@ class Odd(torch.nn.Module):
         self.unused = torch.nn.Bilinear(46, 46, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cumsum(self.conv(x), 1)
+        return torch.cumprod(self.conv(x), 1)
 
 
 def test_a_module_that_a_counter_has_no_rule_for_is_not_silently_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     arch = Arch(48, 3, CONTEXTS["stem"])
     monkeypatch.setattr(Arch, "build", lambda self: Odd())
-    with pytest.raises(AssertionError, match="cumsum"):
+    with pytest.raises(AssertionError, match="cumprod"):
         macs_fvcore(arch)
     with pytest.raises(AssertionError, match="Bilinear"):
         macs_thop(arch)

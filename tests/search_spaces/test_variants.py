@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from search_spaces import Arch, InputError, zoo
-from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Stem
-from search_spaces.regrid import map_places, offsets
+from search_spaces.blocks import MB3D, MB4D, ClassToken, Embed, Head, Patch, Position, Stem, TokenPrune
+from search_spaces.regrid import map_places, offsets, token_places
 from search_spaces.variants import (
     check_sides,
     extract_variant,
@@ -48,6 +48,8 @@ def test_fewer_loops_leave_canonical_blocks() -> None:
     assert moved.shallower(1) == MB3D(2, 4, 8, groups=(2,), orders=("contiguous",))
     assert moved.shallower(2) == moved.shallower(3) == moved
     assert MB4D(2).shallower(1) == MB4D(2)
+    around = MB3D(2, 4, 8, loops=3, recursion="external")
+    assert around.shallower(2) == replace(around, loops=2) and around.shallower(1) == MB3D(2, 4, 8)
 
 
 def test_an_arch_at_another_size_or_depth() -> None:
@@ -94,6 +96,37 @@ def test_gradients_reach_the_networks_own_parameters(network: nn.Module, variant
         if loop >= variant.blocks[3].loops
         for name, _ in network.blocks[3].nll[0].named_parameters()
     }
+
+
+def test_a_vit_with_class_token_and_pruning_has_variants() -> None:
+    """The class token's row is copied; the position biases behind a pruning location are those of the whole grid."""
+    block = MB3D(2, 4, 8, bias=False)
+    vit = Arch(32, 3, (Patch(8, 8), ClassToken(), Position(), block, TokenPrune(9), block, Head(5)))
+    network = vit.build().eval()
+    weights = variant_weights(network.state_dict(), vit, vit.at(64))
+    table = network.blocks[2].table
+    assert torch.equal(weights["blocks.2.table"], token_places(table, (4, 4), (8, 8), prefix=1))
+    biased = Arch(32, 3, (Patch(8, 8), MB3D(2, 4, 8), TokenPrune(9), MB3D(2, 4, 8, loops=2), Head(5)))
+    for arch, variant in ((vit, vit.at(64)), (biased, biased.at(64)), (biased, biased.with_loops(1).at(48))):
+        network, images = arch.build().eval(), variant.example(3)
+        alone = extract_variant(network, arch, variant)
+        torch.testing.assert_close(run_variant(network, arch, variant, images), alone(images))
+    with pytest.raises(InputError, match="9 patches cannot be kept of 4"):
+        check_sides(vit, (16,))
+
+
+def test_an_external_loop_of_fewer_passes_is_the_network_with_fewer() -> None:
+    around = MB3D(2, 4, 8, loops=3, nll=1, recursion="external", layer_scale=0.5)
+    arch = Arch(16, 3, (Stem(8), around, around, Head(5)))
+    network = arch.build().eval()
+    first, second = network.blocks[1:3]
+    for loops in (1, 2, 3):
+        images = arch.example(2)
+        x = network.blocks[0](images)
+        for loop in range(loops):
+            x = second(first(x, loop), loop)
+        found = run_variant(network, arch, arch.with_loops(loops), images)
+        torch.testing.assert_close(found, network.blocks[3](x))
 
 
 def test_weights_are_the_very_tensors_but_those_of_a_grid(network: nn.Module) -> None:

@@ -1,0 +1,116 @@
+"""A ViT's way in: patches of the image as tokens, and a class token before them (arXiv 2010.11929, section 3.1)."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.blocks.base import BlockSpec, Row
+from search_spaces.states import Map, State, Tokens
+
+__all__ = ["ClassToken", "Patch"]
+
+
+class PatchModule(nn.Module):
+    """(B, C_in, H, W) -> (B, N, width)."""
+
+    def __init__(self, channels: int, width: int, size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, size, stride=size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(x)
+        return out.flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Patch(BlockSpec):
+    """Cuts a map into squares of `size` places a side and projects each to a token of `width` channels."""
+
+    kind: ClassVar[str] = "patch"
+    width: int
+    size: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse empty patches."""
+        if min(self.width, self.size) < 1:
+            raise ValueError(f"width and size of patches must be at least 1, got {self.width} and {self.size}")
+
+    def _input(self, state: State) -> Map:
+        if not isinstance(state, Map):
+            raise ValueError(f"patches are cut from a map, got {state}")
+        if state.height % self.size or state.width % self.size:
+            raise ValueError(f"a map of {state.height} x {state.width} cannot be cut into patches of {self.size}")
+        return state
+
+    def output(self, state: State) -> Tokens:
+        source = self._input(state)
+        grid = (source.height // self.size, source.width // self.size)
+        return Tokens(grid[0] * grid[1], self.width, grid)
+
+    @property
+    def label(self) -> str:
+        return f"{self.width}/{self.size}:"
+
+    def macs(self, state: State) -> int:
+        return self._input(state).positions * self._input(state).channels * self.width
+
+    def params(self, state: State) -> int:
+        return (self._input(state).channels * self.size**2 + 1) * self.width
+
+    def rows(self, state: State) -> tuple[Row, ...]:
+        source = self._input(state)
+        dims = (("cin", source.channels), ("c", self.width), ("size", self.size))
+        return (Row("patch", source.positions, dims),)
+
+    def build(self, state: State) -> nn.Module:
+        return PatchModule(self._input(state).channels, self.width, self.size)
+
+
+class ClassTokenModule(nn.Module):
+    """(B, N, C) -> (B, count + N, C)."""
+
+    def __init__(self, count: int, channels: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(count, channels))
+        nn.init.trunc_normal_(self.tokens, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.tokens.expand(len(x), -1, -1), x], 1)
+
+
+@dataclass(frozen=True)
+class ClassToken(BlockSpec):
+    """Puts `count` learned tokens before the patches; the first is the class token."""
+
+    kind: ClassVar[str] = "class_token"
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse to add nothing."""
+        if self.count < 1:
+            raise ValueError(f"at least one token must be added, got {self.count}")
+
+    def _input(self, state: State) -> Tokens:
+        if not isinstance(state, Tokens) or state.pruned or state.prefix:
+            raise ValueError(f"class tokens are put before all patches, once; got {state}")
+        return state
+
+    def output(self, state: State) -> Tokens:
+        source = self._input(state)
+        return replace(source, count=self.count + source.count, prefix=self.count, scored_by=None)
+
+    def macs(self, state: State) -> int:
+        self._input(state)
+        return 0
+
+    def params(self, state: State) -> int:
+        return self.count * self._input(state).channels
+
+    def rows(self, state: State) -> tuple[Row, ...]:
+        source = self._input(state)
+        return (Row("class_token", source.count, (("c", source.channels), ("count", self.count))),)
+
+    def build(self, state: State) -> nn.Module:
+        return ClassTokenModule(self.count, self._input(state).channels)
