@@ -75,9 +75,13 @@ def retrain_network(
     teacher_weight: float | None = None,
     temperature: float | None = None,
     budget_ms: float | None = None,
+    image_size: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
+
+    With `image_size` it is the network at that size, from the same weights. Those of training at several depths are on
+    search-validation.
 
     Raises:
         InputError: no such network or teacher, they do not fit the data, or distillation is set but has no teacher.
@@ -85,16 +89,18 @@ def retrain_network(
     if teacher is None and (teacher_weight is not None or temperature is not None):
         raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
     named = network_named(name, budget_ms)
+    named = named if image_size is None else named.at(image_size)
     data = load_data(dataset, image_size=named.arch.image_size)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
-    run_retrain(
+    summary = run_retrain(
         named.arch, data, recipe, out, start=named.start_weights(data, recipe.seed), teacher=guide, resume=resume
     )
     found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], data, "test")}
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")
-    return {**found, "weights": str(out / "weights.safetensors")}
+    depths = {name: summary[name] for name in ("by_loops",) if name in summary}
+    return {**found, **depths, "weights": str(out / "weights.safetensors")}
 
 
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a user may mean by a network: a zoo name, an architecture file, or a run that holds one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from nas.train.supernet import load_supernet
 from search_spaces import zoo
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
+from search_spaces.variants import check_sides, extract_variant
 
 __all__ = ["Named", "network_named"]
 
@@ -27,6 +28,17 @@ class Named:
     arch: Arch
     network: Network | None = None  # None where there are no weights
     supernet: Path | None = None  # the run whose shared weights it may start from
+
+    def at(self, image_size: int) -> "Named":
+        """The same network for images of another size, what belongs to a grid interpolated.
+
+        Raises:
+            InputError: it cannot be at that size.
+        """
+        check_sides(self.arch, (image_size,))
+        arch = self.arch.at(image_size)
+        network = None if self.network is None else extract_variant(self.network, self.arch, arch)
+        return replace(self, arch=arch, network=network)
 
     def start_weights(self, data: Data, seed: int) -> dict[str, Tensor] | None:
         """The weights that training starts from: its own, its supernet's, or None for fresh ones."""

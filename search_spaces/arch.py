@@ -108,6 +108,24 @@ class Arch:
         assert isinstance(head, Head)
         return dataclasses.replace(self, blocks=(*body, dataclasses.replace(head, classes=classes)))
 
+    def at(self, image_size: int) -> "Arch":
+        """The same network for images of another size.
+
+        Raises:
+            ValueError: a block cannot run on what it gets there.
+        """
+        return dataclasses.replace(self, image_size=image_size)
+
+    def with_loops(self, loops: int) -> "Arch":
+        """The same network with no block applied more than `loops` times.
+
+        Raises:
+            ValueError: fewer than one.
+        """
+        if loops < 1:
+            raise ValueError(f"blocks are applied at least once, got {loops} loops")
+        return dataclasses.replace(self, blocks=tuple(spec.shallower(loops) for spec in self.blocks))
+
     def steps(self) -> list[tuple[BlockSpec, State]]:
         """Each block with its input state."""
         return list(zip(self.blocks, self.states, strict=False))

@@ -1,7 +1,7 @@
 """`Supernet`: one bank of shared weights that runs every network of a space, with no state between calls."""
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -9,46 +9,22 @@ from torch.func import functional_call
 
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import BlockSpec
+from search_spaces.regrid import Grid, grid_of
 from search_spaces.resize import resized
+from search_spaces.skeleton import Stats, average_moments, skeleton
 from search_spaces.space import Space
 from search_spaces.states import State
 
 __all__ = ["Stats", "Supernet"]
-
-Stats = dict[str, Tensor]  # BN buffers of a network, by their names in the extracted network
-
-
-@lru_cache(maxsize=64)
-def _skeleton(arch: Arch, device: torch.device, moments: bool) -> Network:
-    """The network without storage for its parameters, which are handed in at every call; its index tables are its own.
-
-    Without `moments`, BN works on the statistics of its batch.
-    """
-    with torch.device("meta"):
-        network = arch.build()
-    if not moments:
-        _forget_moments(network)
-    for part in network.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            if not buffer.is_meta:
-                setattr(part, name, buffer.to(device))
-    return network
-
-
-def _forget_moments(module: nn.Module) -> None:
-    """Make every BN of `module` use the statistics of its batch."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.track_running_stats = False
-            part.running_mean = part.running_var = part.num_batches_tracked = None
 
 
 class Supernet(nn.Module):
     """Shared weights of a space; which network runs is an argument.
 
     A network's weight is the leading part, in every dimension, of the weight with the same name in its slot; those that
-    belong to a grid, such as position biases, are shared on equal grids alone. The forward pass runs the very module
-    that `extract` gives, on views of the bank, so the two cannot differ.
+    belong to a grid, such as position biases, are shared on equal grids alone. On a grid that the bank lacks they are
+    interpolated from those of the grid whose area is nearest in ratio, of two equally near the larger. The forward pass
+    runs the very module that `extract` gives, on the same weights, so the two cannot differ.
     """
 
     def __init__(self, space: Space) -> None:
@@ -60,6 +36,11 @@ class Supernet(nn.Module):
             for spec, state in variants:
                 for key, parameter in _keyed(slot, spec, state, spec.build(state)):
                     self._keep(key, parameter)
+        self._grids: dict[str, list[str]] = {}  # on which grids the bank has a weight
+        for key in self.bank:
+            stem, at, grid = key.partition("@")
+            if at:
+                self._grids.setdefault(stem, []).append(grid)
 
     def _keep(self, key: str, parameter: nn.Parameter) -> None:
         """Add a weight to the bank, unless one at least as large in every dimension is there."""
@@ -72,24 +53,33 @@ class Supernet(nn.Module):
             )
 
     def weights(self, arch: Arch) -> dict[str, Tensor]:
-        """The parameters of a network as views of the bank, by their names in the network.
+        """The parameters of a network by their names in it: views of the bank, and interpolations where it lacks the grid.
 
         Raises:
             ValueError: a block of `arch` is larger than its slot, or has no slot.
         """
         weights: dict[str, Tensor] = {}
-        skeleton = _skeleton(arch, self._device, moments=False)
-        places = zip(self.space.slots(arch), arch.steps(), skeleton.blocks, strict=True)
+        network = skeleton(arch, self._device, moments=False)
+        places = zip(self.space.slots(arch), arch.steps(), network.blocks, strict=True)
         for position, (slot, (spec, state), block) in enumerate(places):
             names = [name for name, _ in block.named_parameters()]
             for name, (key, wanted) in zip(names, _keyed(slot, spec, state, block), strict=True):
-                if key not in self.bank:
+                shared = self.bank[key] if key in self.bank else self._interpolated(key, name, spec, state)
+                if shared is None:
                     raise ValueError(f"network {arch.id} needs the weight {key}, which space {self.space.name} lacks")
-                view = self.bank[key][tuple(slice(length) for length in wanted.shape)]
+                view = shared[tuple(slice(length) for length in wanted.shape)]
                 if view.shape != wanted.shape:
                     raise ValueError(f"{key} of network {arch.id} is {tuple(wanted.shape)}, larger than the bank's")
                 weights[f"blocks.{position}.{name}"] = view
         return weights
+
+    def _interpolated(self, key: str, name: str, spec: BlockSpec, state: State) -> Tensor | None:
+        """The weight `key`, a block's parameter `name`, from the nearest grid in the bank; None where it is on none."""
+        stem, _, grid = key.partition("@")
+        if stem not in self._grids:
+            return None
+        nearest = min(self._grids[stem], key=lambda other: _distance(grid_of(other), grid_of(grid)))
+        return spec.regrid(name, self.bank[f"{stem}@{nearest}"], state, grid_of(nearest))
 
     @property
     def _device(self) -> torch.device:
@@ -100,39 +90,21 @@ class Supernet(nn.Module):
         x = resized(x, arch.image_size)
         if stats is None:
             logits: Tensor = functional_call(
-                _skeleton(arch, self._device, moments=False).train(self.training), self.weights(arch), (x,)
+                skeleton(arch, self._device, moments=False).train(self.training), self.weights(arch), (x,)
             )
         else:
             logits = functional_call(
-                _skeleton(arch, self._device, moments=True).eval(), {**self.weights(arch), **stats}, (x,)
+                skeleton(arch, self._device, moments=True).eval(), {**self.weights(arch), **stats}, (x,)
             )
         return logits
 
-    @torch.no_grad()
     def recalibrate(self, arch: Arch, batches: Iterable[tuple[Tensor, Tensor]]) -> Stats:
         """BN statistics of a network, averaged over the images of `batches` (labels are not used).
 
         Raises:
             ValueError: there are no batches.
         """
-        skeleton, weights = _skeleton(arch, self._device, moments=True).eval(), self.weights(arch)
-        stats: Stats = {}
-        norms = [(name, part) for name, part in skeleton.named_modules() if isinstance(part, nn.BatchNorm2d)]
-        device = self._device
-        for name, part in norms:
-            stats[f"{name}.running_mean"] = torch.zeros(part.num_features, device=device)
-            stats[f"{name}.running_var"] = torch.ones(part.num_features, device=device)
-            stats[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=device)
-            part.momentum = None  # a plain average over the batches
-            part.train()
-        count = 0
-        for images, _ in batches:
-            functional_call(skeleton, {**weights, **stats}, (resized(images.to(device), arch.image_size),))
-            count += 1
-        skeleton.eval()
-        if not count:
-            raise ValueError("recalibration needs at least one batch")
-        return stats
+        return average_moments(arch, self.weights(arch), batches)
 
     def extract(self, arch: Arch, stats: Stats) -> Network:
         """The network alone, with its own copy of the weights, in eval mode."""
@@ -147,3 +119,9 @@ def _keyed(slot: str, spec: BlockSpec, state: State, block: nn.Module) -> Iterat
     for name, parameter in block.named_parameters():
         grid = f"@{grids[name]}" if name in grids else ""
         yield f"{slot}.{name}{grid}".replace(".", "/"), parameter  # names of parameters cannot hold dots
+
+
+def _distance(one: Grid, other: Grid) -> tuple[Fraction, int, Grid]:
+    """How far `one` is from `other`: the ratio of their areas, exactly; among equals the larger comes first."""
+    areas = sorted((one[0] * one[1], other[0] * other[1]))
+    return Fraction(areas[1], areas[0]), -one[0] * one[1], one

@@ -12,6 +12,8 @@ __all__ = ["retrain"]
 TEACHER = "What is distilled from: a retrain run, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
 SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
+SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
+DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it is with each number of them."
 
 
 def retrain(
@@ -34,6 +36,8 @@ def retrain(
     mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
     cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
     sides: Annotated[str | None, typer.Option("--sides", help=SIDES)] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", min=1, help=SIZE)] = None,
+    mixed_depth: Annotated[bool, typer.Option("--mixed-depth", help=DEPTH)] = False,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -54,6 +58,7 @@ def retrain(
         cutmix=cutmix,
         sides=() if sides is None else whole_numbers("--sides", sides),
         seed=seed,
+        mixed_depth=mixed_depth,
     )
     found = retrain_network(
         network,
@@ -64,6 +69,7 @@ def retrain(
         teacher_weight=teacher_weight,
         temperature=temperature,
         budget_ms=budget_ms,
+        image_size=image_size,
         resume=resume,
     )
     show(found, json)

@@ -60,7 +60,9 @@ class Nsga2:
         sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
         self._study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
         self._study.add_trials(self._complete)  # pruned trials never enter the population, and there may be many
-        if len(self._complete) < self.population:  # the first generation: of every cost, where Optuna's would be uniform
+        if (
+            len(self._complete) < self.population
+        ):  # the first generation: of every cost, where Optuna's would be uniform
             first = self.space.encode(self.space.spread(np.random.default_rng([self.seed, number])))
             names = [choice.name for choice in self.space.choices]
             self._study.enqueue_trial(dict(zip(names, map(int, first), strict=True)))

@@ -46,6 +46,7 @@ class Recipe:
     mixup: float = 0.0  # alpha of mixing whole images; 0: off
     cutmix: float = 0.0  # alpha of pasting boxes of other images; 0: off. With both on, a batch gets either
     sides: tuple[int, ...] = ()  # of the images, one is drawn for each batch; empty: the size of the data
+    mixed_depth: bool = False  # each step trains the network with a number of loops drawn from 1 to its own
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""

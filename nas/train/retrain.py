@@ -14,8 +14,10 @@ from nas.data import Data
 from nas.evaluate import accuracy
 from nas.runs import Run, digest
 from nas.train.loop import Objective, Recipe, fit
+from nas.train.variants import accuracy_by_loops, check_depths, step_logits
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
+from search_spaces.variants import check_sides
 
 __all__ = ["Teacher", "fresh_network", "load_network", "retrain"]
 
@@ -56,11 +58,15 @@ class Teacher:
         return self.remembered[key]
 
 
-def supervised(recipe: Recipe, teacher: Teacher | None) -> Objective:
-    """The objective: cross-entropy on the labels, mixed with distillation where there is a teacher."""
+def supervised(recipe: Recipe, teacher: Teacher | None, arch: Arch | None = None) -> Objective:
+    """The objective: cross-entropy on the labels, mixed with distillation where there is a teacher.
+
+    A model that is an `arch` runs as the variant of it that the step trains: of the size of the images, at the depth that
+    the recipe draws. Without `arch`, the model takes the images as they are.
+    """
 
     def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        logits = model(images)
+        logits = model(images) if arch is None else step_logits(model, arch, recipe, images, step)
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
         if teacher is not None:
             target = teacher.scores(images, recipe, step)
@@ -89,20 +95,13 @@ def retrain(
 ) -> dict[str, Any]:
     """Train `arch` from the weights `start`, or from fresh ones, into the run folder `out`; returns the run's summary.
 
-    The accuracy reported is on search-validation; the test split stays unread.
+    The accuracy reported is on search-validation; the test split stays unread. With `recipe.mixed_depth`, `by_loops` holds
+    that of every loop count.
 
     Raises:
-        InputError: network, data or teacher do not fit each other, or `out` holds another run.
+        InputError: network, data, recipe or teacher do not fit each other, or `out` holds another run.
     """
-    if arch.image_size != data.image_size or arch.classes != data.classes:
-        raise InputError(
-            f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
-            f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
-        )
-    if teacher is not None and teacher.classes != arch.classes:
-        raise InputError(
-            f"the teacher tells {teacher.classes} classes apart, the network {arch.classes}; choose another"
-        )
+    _check_fit(arch, data, recipe, teacher)
     config = {
         "arch": arch.id,
         "data": data.name,
@@ -117,11 +116,29 @@ def retrain(
         network = fresh_network(arch, recipe.seed)
         if start is not None:
             network.load_state_dict(start)
-        fit(network, supervised(recipe, teacher), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        fit(network, supervised(recipe, teacher, arch), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        depths = {"by_loops": accuracy_by_loops(network, arch, data, recipe.seed)} if recipe.mixed_depth else {}
         run.save_network(arch, network.state_dict())
-        summary = run.finish({"val_acc": accuracy(network, data, "val"), "weights": str(out / "weights.safetensors")})
+        found = {"val_acc": accuracy(network, data, "val"), **depths}
+        summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
+
+
+def _check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
+    """Refuse to train where network, data, recipe or teacher do not fit each other."""
+    if arch.image_size != data.image_size or arch.classes != data.classes:
+        raise InputError(
+            f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
+            f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
+        )
+    if teacher is not None and teacher.classes != arch.classes:
+        raise InputError(
+            f"the teacher tells {teacher.classes} classes apart, the network {arch.classes}; choose another"
+        )
+    check_sides(arch, recipe.sides)
+    if recipe.mixed_depth:
+        check_depths(arch)
 
 
 def load_network(path: Path) -> tuple[Network, Arch, Run]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from search_spaces.regrid import Grid
 from search_spaces.states import State
 
 __all__ = ["BlockSpec", "Row"]
@@ -68,6 +69,17 @@ class BlockSpec(ABC):
     def grid_params(self, state: State) -> Mapping[str, str]:
         """Parameters that mean something else on another grid, and the grid's name: networks share them only on equal grids."""
         return {}
+
+    def regrid(self, name: str, tensor: Tensor, state: State, source: Grid) -> Tensor:
+        """One of the `grid_params`, learned on the grid `source`, for the grid of `state`; linear in it, itself on equal grids.
+
+        Its dimensions that are not the grid's stay as they are.
+        """
+        raise ValueError(f"{self.kind} has no parameter {name} that belongs to a grid")
+
+    def shallower(self, loops: int) -> "BlockSpec":
+        """The block applied at most `loops` times; the same weights, or fewer, fit it."""
+        return self
 
     @abstractmethod
     def build(self, state: State) -> nn.Module:

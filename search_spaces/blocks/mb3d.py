@@ -10,6 +10,7 @@ from search_spaces.blocks.attention import Attention, Cut
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.residual import Mlp, Residual, check_form, hidden_width, residual_dims, residual_params
 from search_spaces.grouping import ORDERS
+from search_spaces.regrid import Grid, offsets
 from search_spaces.states import Map, State, Tokens, tokens_of
 from search_spaces.tokens import Kept
 
@@ -202,6 +203,24 @@ class MB3D(BlockSpec):
     def grid_params(self, state: State) -> Mapping[str, str]:
         grid = self._input(state)[0].grid
         return {"token_mixer.attention_biases": f"{grid[0]}x{grid[1]}"} if self.bias else {}
+
+    def regrid(self, name: str, tensor: Tensor, state: State, source: Grid) -> Tensor:
+        return offsets(tensor, source, self._input(state)[0].grid)
+
+    def shallower(self, loops: int) -> "MB3D":
+        kept = min(self.loops, loops)
+        cut = max(self.groups[:kept], default=1) > 1
+        groups, orders = (self.groups[:kept], self.orders[:kept]) if cut else ((), ())
+        moves = any(order != "contiguous" for order in orders)
+        return replace(
+            self,
+            loops=kept,
+            groups=groups,
+            orders=orders,
+            inverse=self.inverse or not moves,
+            seed=self.seed if "permuted" in orders else 0,
+            recursion=self.recursion if kept > 1 else "internal",
+        )
 
     def build(self, state: State) -> nn.Module:
         return MB3DModule(self, self._input(state)[0])

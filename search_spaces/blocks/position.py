@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
+from search_spaces.regrid import Grid, map_places, token_places
 from search_spaces.states import Map, State, Tokens, tokens_of
 
 __all__ = ["Position"]
@@ -54,6 +55,12 @@ class Position(BlockSpec):
     def grid_params(self, state: State) -> Mapping[str, str]:
         grid = tokens_of(self.output(state)).grid
         return {"table": f"{grid[0]}x{grid[1]}"}
+
+    def regrid(self, name: str, tensor: Tensor, state: State, source: Grid) -> Tensor:
+        own = self.output(state)
+        if isinstance(own, Map):
+            return map_places(tensor, (own.height, own.width))
+        return token_places(tensor, source, own.grid, prefix=len(tensor) - source[0] * source[1])
 
     def build(self, state: State) -> nn.Module:
         source = self.output(state)

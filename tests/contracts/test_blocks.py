@@ -18,6 +18,7 @@ from search_spaces.blocks import (
     Stem,
     TokenPrune,
 )
+from search_spaces.regrid import grid_of
 from search_spaces.states import Logits, Map, State, Tokens
 from search_spaces.tokens import Kept
 
@@ -124,6 +125,43 @@ def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: Sta
     if isinstance(state, Tokens):
         wider = replace(state, count=state.count + 36, channels=12, grid=(6, 8))
     assert not {row.key for row in spec.rows(state)} & {row.key for row in spec.rows(wider)}
+
+
+def finer(state: State) -> State:
+    """The state with as many channels on a grid with twice the sides."""
+    assert not isinstance(state, Logits)
+    if isinstance(state, Map):
+        return replace(state, height=2 * state.height, width=2 * state.width)
+    rows, columns = state.grid
+    return replace(state, count=state.count + 3 * rows * columns, grid=(2 * rows, 2 * columns))
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: BlockSpec, state: State) -> None:
+    """So that a network runs at sizes it was not trained at."""
+    own = dict(spec.build(state).named_parameters())
+    other_state = finer(state)
+    other = dict(spec.build(other_state).named_parameters())
+    differing = {name for name, parameter in own.items() if parameter.shape != other[name].shape}
+    assert differing == spec.grid_params(state).keys()
+    for name, grid in spec.grid_params(state).items():
+        carried = spec.regrid(name, own[name], other_state, grid_of(grid))
+        assert carried.shape == other[name].shape, name
+        assert spec.regrid(name, own[name], state, grid_of(grid)) is own[name]
+        ones = torch.ones_like(own[name])
+        torch.testing.assert_close(spec.regrid(name, ones, other_state, grid_of(grid)), torch.ones_like(other[name]))
+    if type(spec).grid_params is BlockSpec.grid_params:
+        with pytest.raises(ValueError, match="no parameter x that belongs to a grid"):
+            spec.regrid("x", torch.ones(1), state, (1, 1))
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_a_shallower_block_has_no_other_weights(kind: str, spec: BlockSpec, state: State) -> None:
+    shallow = spec.shallower(1)
+    own = {name: tensor.shape for name, tensor in spec.build(state).named_parameters()}
+    assert {name: tensor.shape for name, tensor in shallow.build(state).named_parameters()}.items() <= own.items()
+    assert shallow.output(state) == spec.output(state) and shallow.macs(state) <= spec.macs(state)
+    assert shallow.shallower(1) == shallow and spec.shallower(9) == spec
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -1,6 +1,8 @@
 """The hybrid space: its size, its partition rule, and which weights its networks share."""
 
+from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from search_spaces.blocks import MB3D, MB4D, Embed, Stem, TokenPrune
 from search_spaces.blocks.residual import FORMS
 from search_spaces.grouping import ORDERS
 from search_spaces.resize import resized
+from search_spaces.regrid import offsets
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 from search_spaces.spaces.hybrid_parts import parts_of
 from search_spaces.spaces.hybrid_sizes import hybrid
@@ -231,6 +234,53 @@ def test_networks_between_the_choices_run_too(tiny: Hybrid) -> None:
     arch = tiny.arch([Part(6, (1.5,)), Part(10, (1,), (1,))])
     assert not tiny.contains(arch)
     assert Supernet(tiny)(arch.example(2), arch).shape == (2, 3)
+
+
+def test_networks_run_at_sizes_that_were_never_trained(tiny: Hybrid) -> None:
+    """Their position biases are interpolated from the nearest grid of the bank; all else is shared as it is."""
+    torch.manual_seed(0)
+    supernet = Supernet(tiny)
+    arch, larger = tiny.largest, tiny.largest.at(48)
+    (key,) = (key for key in supernet.bank if "attention_biases" in key and "stage1/mb3d/0" in key)
+    torch.nn.init.normal_(supernet.bank[key])
+    name = next(name for name in reversed(supernet.weights(arch)) if "attention_biases" in name)
+    own, carried = supernet.weights(arch), supernet.weights(larger)
+    assert torch.equal(carried[name], offsets(supernet.bank[key], (2, 2), (6, 6)))
+    assert {entry for entry in own if own[entry].shape != carried[entry].shape} == {
+        entry for entry in own if "attention_biases" in entry
+    }
+    images = larger.example(2)
+    stats = supernet.recalibrate(larger, [(images, torch.zeros(2))])
+    with torch.no_grad():
+        expected = supernet.extract(larger, stats)(images)
+        torch.testing.assert_close(supernet(images, larger, stats), expected, rtol=0, atol=1e-5)
+    supernet(images, larger).square().sum().backward()
+    assert supernet.bank[key].grad is not None and supernet.bank[key].grad.abs().sum() > 0
+
+
+def test_the_nearest_grid_is_taken_and_of_two_the_larger() -> None:
+    """A bank with the grids of two sizes, as a space with a choice of resolution has."""
+
+    class Sizes(Hybrid):
+        @cached_property
+        def bank(self) -> Any:
+            archs = [self.largest.at(size) for size in (32, 128)]
+            found: dict[str, dict[Any, None]] = {}
+            for arch in archs:
+                for slot, step in zip(self.slots(arch), arch.steps(), strict=True):
+                    found.setdefault(slot, {})[step] = None
+            return {slot: tuple(steps) for slot, steps in found.items()}
+
+    stages = (Stage((4,), (1,)), Stage((8,), (1,), block=MB3D(2, 4, 8)))
+    space = Sizes("sizes", 32, stages, (1,), (1,), 1e-5, classes=2)
+    supernet = Supernet(space)
+    keys = {key.partition("@")[2]: key for key in supernet.bank if "@" in key}
+    assert keys.keys() == {"4x4", "16x16"}
+    for value, key in enumerate(keys.values(), 1):
+        torch.nn.init.constant_(supernet.bank[key], value)
+    for size, value in ((16, 1), (32, 1), (48, 1), (64, 2), (96, 2), (128, 2), (192, 2)):  # 64: 8x8, as far from both
+        (table,) = (own for name, own in supernet.weights(space.largest.at(size)).items() if "biases" in name)
+        torch.testing.assert_close(table, torch.full_like(table, value))
 
 
 def test_a_network_larger_than_the_bank_is_refused(tiny: Hybrid) -> None:
