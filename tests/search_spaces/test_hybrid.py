@@ -12,8 +12,8 @@ from search_spaces import SPACES, Arch, Supernet, zoo
 from search_spaces.blocks import MB3D, MB4D, Embed, Stem, TokenPrune
 from search_spaces.blocks.residual import FORMS
 from search_spaces.grouping import ORDERS
-from search_spaces.resize import resized
 from search_spaces.regrid import offsets
+from search_spaces.resize import resized
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 from search_spaces.spaces.hybrid_parts import parts_of
 from search_spaces.spaces.hybrid_sizes import hybrid
