@@ -83,7 +83,10 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
     smallest, _, _ = load_network(out / "networks" / quick.space.smallest.id)
     files = [out / "networks" / network.id / "network.onnx" for network in (winner, arch)]
     searched_ms, uniform_ms = measured_ms(files, table, seed)
-    hits = [correct(load_network(path.parent)[0], quick.data, "test") for path in files]
+    hits = [
+        correct(load_network(path.parent)[0], quick.data.at(network.image_size), "test")
+        for path, network in zip(files, (winner, arch), strict=True)
+    ]
     difference = hits[0].astype(float) - hits[1].astype(float)
     groups = quick.data.groups("test")
     assert groups is not None
@@ -94,7 +97,7 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
         "difference": float(difference.mean()),
         "interval95": interval(difference, groups),
         "largest": {"measured_ms": summary["largest"]["measured_ms"], "test_acc": summary["largest"]["test_acc"]},
-        "smallest": {"test_acc": float(correct(smallest, quick.data, "test").mean())},
+        "smallest": {"test_acc": float(correct(smallest, quick.data.at(quick.space.smallest.image_size), "test").mean())},
         "seconds": summary["seconds"],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
