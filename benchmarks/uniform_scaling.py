@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from arms import interval
 
 from nas.evaluate import correct
 from nas.files import write_json
@@ -31,7 +31,6 @@ from search_spaces.arch import Arch
 from search_spaces.spaces.hybrid import Hybrid
 
 MIDDLE = 1  # of the three budgets
-BOOTSTRAP = 10_000
 
 
 def scaled(space: Hybrid, share: float) -> Arch:
@@ -56,15 +55,6 @@ def matched(space: Hybrid, table: LatencyTable, limit_ms: float, seed: int) -> t
     fitting = [(ms, arch) for ms, arch in zip(times, archs, strict=True) if ms <= limit_ms]
     ms, arch = max(fitting, key=lambda pair: pair[0])
     return arch, ms
-
-
-def interval(difference: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
-    """95% interval of the mean difference, resampling source glyphs."""
-    names, inverse = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(inverse, difference), np.bincount(inverse)
-    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAP, len(names)))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def compare(seed: int, out: Path) -> dict[str, Any]:
@@ -97,7 +87,9 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
         "difference": float(difference.mean()),
         "interval95": interval(difference, groups),
         "largest": {"measured_ms": summary["largest"]["measured_ms"], "test_acc": summary["largest"]["test_acc"]},
-        "smallest": {"test_acc": float(correct(smallest, quick.data.at(quick.space.smallest.image_size), "test").mean())},
+        "smallest": {
+            "test_acc": float(correct(smallest, quick.data.at(quick.space.smallest.image_size), "test").mean())
+        },
         "seconds": summary["seconds"],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
