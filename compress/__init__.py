@@ -2,6 +2,17 @@
 
 from compress.curves import curve_of
 from compress.losses import distillation
-from compress.token_losses import budget_loss, macs_curve, piecewise, token_loss
+from compress.thresholds import calibrate, counts_of, hold, thresholds_of
+from compress.token_losses import budget_loss, piecewise, token_loss
 
-__all__ = ["budget_loss", "curve_of", "distillation", "macs_curve", "piecewise", "token_loss"]
+__all__ = [
+    "budget_loss",
+    "calibrate",
+    "counts_of",
+    "curve_of",
+    "distillation",
+    "hold",
+    "piecewise",
+    "thresholds_of",
+    "token_loss",
+]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.losses import distillation
 
-__all__ = ["Curve", "budget_loss", "macs_curve", "piecewise", "token_loss"]
+__all__ = ["Curve", "budget_loss", "piecewise", "token_loss"]
 
 Curve = Callable[[Sequence[Tensor]], Tensor]
 """From each location's kept tokens, (B,) each, to what the images cost, (B,)."""
@@ -21,36 +21,6 @@ def budget_loss(counts: Sequence[Tensor], curve: Curve, target: float) -> Tensor
     `counts` holds for each pruning location how many tokens each image keeps, (B,), with gradient (sums of `tokens.soft_mask`).
     """
     return (curve(counts).mean() - target).abs()
-
-
-def macs_curve(width: int, depths: Sequence[int], tokens: int, embedding: int, ratio: float = 4) -> Curve:
-    """10⁹ MACs of a plain ViT over the kept tokens: each block takes (4 + 2 `ratio`) d² n + 2 d n², which is 12 d² n + 2 d n² for DeiT.
-
-    Norms, biases and the head are not counted. Counts and `tokens` are both with the class token or both without it.
-
-    Args:
-        width: d.
-        depths: blocks before the first location, then those after each location.
-        tokens: what the blocks before the first location run on.
-        embedding: MACs of the patch embedding.
-        ratio: hidden width over width of the MLP.
-
-    Raises:
-        ValueError: when the curve is given more or fewer counts than there are locations.
-    """
-
-    def block(count: Tensor) -> Tensor:
-        return ((4 + 2 * ratio) * width**2 * count + 2 * width * count**2) / 1e9
-
-    def curve(counts: Sequence[Tensor]) -> Tensor:
-        if len(counts) != len(depths) - 1:
-            raise ValueError(f"{len(depths) - 1} locations need as many counts, got {len(counts)}")
-        total = embedding / 1e9 + depths[0] * block(torch.tensor(tokens, dtype=torch.float64))
-        for depth, count in zip(depths[1:], counts, strict=True):
-            total = total + depth * block(count)
-        return total
-
-    return curve
 
 
 def piecewise(counts: Tensor, points: Sequence[float], values: Sequence[float]) -> Tensor:

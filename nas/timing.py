@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from nas.correction import Times, settle
-from nas.interleave import time_interleaved
+from nas.interleave import Timed, time_interleaved
 from nas.progress import progress, track
 from nas.runtimes import RUNTIMES, Session
 from nas.target import Target
 from nas.visits import PROTOCOL, REFERENCE, Protocol, Visit
 from search_spaces.arch import Arch
 
-__all__ = ["Timing", "time_networks", "time_sessions"]
+__all__ = ["ROUNDS", "Timing", "settled", "time_networks", "time_opened", "time_sessions"]
 
 ROUNDS = 20
 
@@ -56,6 +56,32 @@ def time_sessions(
         opened = runtime.from_arch(arch, target) if isinstance(arch, Arch) else runtime.from_file(arch, target)
         opened.close()
         sessions[name_of(arch)] = opened
+    return time_opened(
+        sessions,
+        reference,
+        target,
+        rounds=rounds,
+        seed=seed,
+        floor=floor,
+        protocol=protocol,
+        record=record,
+        done=done,
+    )
+
+
+def time_opened(
+    sessions: Mapping[str, Timed],
+    reference: Arch,
+    target: Target,
+    *,
+    rounds: int,
+    seed: int,
+    floor: float | None = None,
+    protocol: Protocol = PROTOCOL,
+    record: Callable[[Visit], None] = lambda visit: None,
+    done: Sequence[Visit] = (),
+) -> list[Visit]:
+    """Time what is open, by name, with progress on stderr; see `nas.interleave.time_interleaved`."""
     made = sum(visit.network != REFERENCE for visit in done)
     with progress("timing", rounds * len(sessions), made) as bar:
 
@@ -65,7 +91,7 @@ def time_sessions(
 
         return time_interleaved(
             sessions,
-            runtime.from_arch(reference, target),
+            RUNTIMES[target.runtime].from_arch(reference, target),
             rounds=rounds,
             seed=seed,
             threads=target.threads,
@@ -107,10 +133,17 @@ def time_networks(
     """
     target.check_here()
     visits = time_sessions(tuple(dict.fromkeys(archs)), reference, target, rounds=rounds, seed=seed, floor=reference_ms)
+    timings = settled(visits, rounds, statistic, reference_ms)
+    return [timings[name_of(arch)] for arch in archs]
+
+
+def settled(
+    visits: Sequence[Visit], rounds: int, statistic: str | None, reference_ms: float | None
+) -> dict[str, Timing]:
+    """One timing for each network that was visited, by name; see `time_networks`."""
     times = settle(visits, rounds, PROTOCOL, statistic, reference_ms)
     drift = 1.0 if reference_ms is None else times.reference_ms / reference_ms
-    timings: Mapping[str, Timing] = {name: _timing(name, times, drift) for name in times.ms}
-    return [timings[name_of(arch)] for arch in archs]
+    return {name: _timing(name, times, drift) for name in times.ms}
 
 
 def _timing(name: str, times: Times, drift: float) -> Timing:

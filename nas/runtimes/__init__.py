@@ -37,8 +37,8 @@ class Session(Protocol):
     def close(self) -> None:
         """Give its memory back; the next `time` or `run` loads it again."""
 
-    def time(self, repeats: int) -> list[float]:
-        """Milliseconds of each of `repeats` runs, back to back, on one fixed input of the target's batch size."""
+    def time(self, repeats: int, images: NDArray[np.float32] | None = None) -> list[float]:
+        """Milliseconds of each of `repeats` runs, back to back, on a batch of the target's size; without `images`, a fixed one."""
 
 
 @dataclass(frozen=True)

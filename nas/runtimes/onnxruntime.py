@@ -4,6 +4,7 @@ import io
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress.thresholds import calibrate
 from nas.target import Target
-from search_spaces.arch import Arch
+from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
-__all__ = ["Session", "batch_of", "export_onnx", "from_arch", "from_file"]
+__all__ = ["Session", "batch_of", "export_onnx", "fixed_images", "from_arch", "from_file", "random_network"]
 
 OPSET = 18
+SPREAD = 0.01  # of what is added to fresh weights
 
 
 def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     """The module in eval mode as an ONNX graph for timing: `images` of the example's shape -> `logits`.
 
-    Uses the TorchScript exporter, ten times as fast as dynamo's; ONNX Runtime times both graphs alike. Files for
+    Uses the TorchScript exporter, ten times as fast as dynamo's; ONNX Runtime times both graphs alike, but for networks
+    with thresholds of a third of a millisecond, where shapes are worked out by more operators and cost 2% more. Files for
     users are exported elsewhere, with dynamo.
     """
     buffer = io.BytesIO()
@@ -33,6 +37,9 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.onnx.*")
+        warnings.filterwarnings(
+            "ignore", module=r"search_spaces\."
+        )  # of the tracer: the batch, which is fixed, decides
         torch.onnx.export(
             module.eval(),
             (example,),
@@ -46,11 +53,41 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
 
 
 def from_arch(arch: Arch, target: Target) -> "Session":
-    """A session of a network with fixed random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # weights do not move the time; equal graphs on every run all the same
-        module = arch.build()
-    return Session(export_onnx(module, arch.example(target.batch)), target, arch.id)
+    """A session of a network with fixed random weights; thresholds are such that its fixed input keeps `keep` patches.
+
+    Raises:
+        InputError: a network with thresholds, which takes images one by one, on a target with a larger batch.
+    """
+    shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
+    network = random_network(arch, torch.from_numpy(fixed_images(shape)))
+    return Session(export_onnx(network, arch.example(target.batch)), target, arch.id)
+
+
+def fixed_images(shape: Sequence[int]) -> NDArray[np.float32]:
+    """What a session of a network that takes images of this shape is timed on."""
+    return np.random.default_rng(0).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def random_network(arch: Arch, images: Tensor) -> Network:
+    """The network with weights that differ everywhere: what works on equal weights, such as biases of 0, would be merged.
+
+    Where it has thresholds, exactly `keep` patches of the one image stay at each location.
+
+    Raises:
+        InputError: thresholds and several images.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # equal graphs on every run
+        network = arch.build()
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight), alpha=SPREAD)
+    if arch != arch.keeping(adaptive=False):
+        if len(images) > 1:
+            raise InputError(
+                f"network {arch.id} has thresholds and takes images one by one; time it on a target of batch 1"
+            )
+        calibrate(network, arch, [(images, torch.zeros(1))])
+    return network
 
 
 def from_file(path: Path, target: Target) -> "Session":
@@ -113,8 +150,7 @@ class Session:
                 f"{name} takes batches of {shape[0]}, target {target.name} {target.batch}; export it again"
             )
         self._input = described[0].name
-        rng = np.random.default_rng(0)
-        self._images = rng.standard_normal((target.batch, *shape[1:]), dtype=np.float32)
+        self._images = fixed_images((target.batch, *shape[1:]))
 
     @property
     def image_size(self) -> int:
@@ -142,9 +178,10 @@ class Session:
         """Give the memory back; the file stays."""
         self._live = None
 
-    def time(self, repeats: int) -> list[float]:
-        """Milliseconds of each run on one fixed input; the clock is read between runs and nothing else is done."""
-        run, feed, clock = self._session().run, {self._input: self._images}, time.perf_counter_ns
+    def time(self, repeats: int, images: NDArray[np.float32] | None = None) -> list[float]:
+        """Milliseconds of each run on one input, without `images` a fixed one; between runs the clock is read and no more."""
+        feed = {self._input: self._images if images is None else images}
+        run, clock = self._session().run, time.perf_counter_ns
         marks = [clock()]
         for _ in range(repeats):
             run(None, feed)
