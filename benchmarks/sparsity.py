@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from arms import interval, parser
+from nas.train.thresholds import budget_of, learn_thresholds
 
 from compress import counts_of
 from nas import data as datasets
@@ -27,7 +28,6 @@ from nas.measure import measure_table
 from nas.target import Target
 from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, load_network, retrain
-from nas.train.thresholds import budget_of, learn_thresholds
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 

@@ -327,7 +327,20 @@ class Hybrid(Space):
         """Short networks for every pair of widths, and chains of equal blocks for all that a block may be, at every resolution."""
         from search_spaces.spaces.hybrid_probes import probes
 
-        return tuple(dict.fromkeys(self.arch(parts, size) for size in self.sizes for parts in probes(self, size)))
+        archs = dict.fromkeys(self.arch(parts, size) for size in self.sizes for parts in probes(self, size))
+        return tuple(archs) + _with_thresholds(tuple(archs))
+
+
+def _with_thresholds(archs: tuple[Arch, ...]) -> tuple[Arch, ...]:
+    """The shortest of the networks that drop patches, with thresholds, one for each row that these have."""
+    found, seen = list[Arch](), set[Row]()
+    for arch in sorted((arch for arch in archs if arch.locations), key=lambda arch: len(arch.blocks)):
+        twin = arch.keeping(adaptive=True)
+        new = set(twin.rows) - set(arch.rows) - seen
+        if new:
+            found.append(twin)
+            seen |= new
+    return tuple(found)
 
 
 def _by_size(name: str, values: tuple[float, ...]) -> Choice:

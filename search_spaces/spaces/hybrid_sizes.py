@@ -30,7 +30,7 @@ def hybrid_digits(classes: int = 10) -> Hybrid:
                 recursions=RECURSIONS,
                 inverses=(1, 0),
                 locations=(0, 1),
-                keeps=(1, 0.5, 0.25),
+                keeps=(1, 0.75, 0.4),
             ),
         ),
         mb3d=(0, 1, 2, 3),
