@@ -155,9 +155,12 @@ def export_network(
     *,
     dataset: str | None = None,
     budget_ms: float | None = None,
+    static: bool = False,
     foreign: bool = False,
 ) -> dict[str, Any]:
     """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, and its time.
+
+    With `static` it is that of the network that keeps of every image as many patches as stay on average.
 
     Raises:
         InputError: no such network, format or target, a table of another target or machine, or a file that gives other
@@ -172,6 +175,7 @@ def export_network(
         if prices.target != wanted:
             raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
     named = network_named(name, budget_ms)
+    named = named.static() if static else named
     network = named.with_weights(seed)
     images = _check_images(named.arch, dataset, wanted.batch)
     path = export_onnx(network, named.arch.example(wanted.batch), out / f"{named.arch.id}.onnx")

@@ -86,6 +86,16 @@ def test_three_counts_agree_on_published_networks() -> None:
     assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
 
 
+def test_a_network_with_thresholds_is_counted_at_its_mean_numbers() -> None:
+    """Random weights would keep others."""
+    arch = zoo.arch("asvit_deit_tiny")
+    found = describe(arch)
+    assert found["macs"] == macs(arch.keeping(adaptive=False)) < 0.7 * macs(zoo.arch("deit_tiny_patch16_224"))
+    assert found["macs_fvcore"] == pytest.approx(found["macs"], rel=0.01)
+    assert found["macs_thop"] == pytest.approx(found["macs"], rel=0.01)
+    assert found["params"] == params(zoo.arch("deit_tiny_patch16_224")) + 3
+
+
 class Odd(torch.nn.Module):
     """An operator that fvcore has no rule for, and a module that thop has none for."""
 
