@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from arms import interval
 
 from nas.evaluate import correct
 from nas.files import write_json
@@ -31,7 +31,6 @@ from search_spaces.arch import Arch
 from search_spaces.spaces.hybrid import Hybrid
 
 MIDDLE = 1  # of the three budgets
-BOOTSTRAP = 10_000
 
 
 def scaled(space: Hybrid, share: float) -> Arch:
@@ -58,15 +57,6 @@ def matched(space: Hybrid, table: LatencyTable, limit_ms: float, seed: int) -> t
     return arch, ms
 
 
-def interval(difference: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
-    """95% interval of the mean difference, resampling source glyphs."""
-    names, inverse = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(inverse, difference), np.bincount(inverse)
-    drawn = np.random.default_rng(0).integers(len(names), size=(BOOTSTRAP, len(names)))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def compare(seed: int, out: Path) -> dict[str, Any]:
     """One seed's figures."""
     quick = Quickstart(replace(Settings(), seed=seed), out, resume=True)
@@ -83,7 +73,10 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
     smallest, _, _ = load_network(out / "networks" / quick.space.smallest.id)
     files = [out / "networks" / network.id / "network.onnx" for network in (winner, arch)]
     searched_ms, uniform_ms = measured_ms(files, table, seed)
-    hits = [correct(load_network(path.parent)[0], quick.data, "test") for path in files]
+    hits = [
+        correct(load_network(path.parent)[0], quick.data.at(network.image_size), "test")
+        for path, network in zip(files, (winner, arch), strict=True)
+    ]
     difference = hits[0].astype(float) - hits[1].astype(float)
     groups = quick.data.groups("test")
     assert groups is not None
@@ -94,7 +87,9 @@ def compare(seed: int, out: Path) -> dict[str, Any]:
         "difference": float(difference.mean()),
         "interval95": interval(difference, groups),
         "largest": {"measured_ms": summary["largest"]["measured_ms"], "test_acc": summary["largest"]["test_acc"]},
-        "smallest": {"test_acc": float(correct(smallest, quick.data, "test").mean())},
+        "smallest": {
+            "test_acc": float(correct(smallest, quick.data.at(quick.space.smallest.image_size), "test").mean())
+        },
         "seconds": summary["seconds"],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

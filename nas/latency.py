@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.kept_rows import KeptRows
 from nas.table_file import Content, RowTime, read, stem_of
 from nas.target import Target, fingerprint, same_machine
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # loading and listing tables must not wait for torch
+    from torch import Tensor
+
+    from compress.token_losses import Curve
     from search_spaces.arch import Arch
     from search_spaces.blocks import BlockSpec, Row
     from search_spaces.space import Space
@@ -98,10 +103,10 @@ class LatencyTable:
         return Arch.from_json(json.dumps(self.content.reference))
 
     def predict(self, arch: Arch) -> Prediction:
-        """Milliseconds of one batch through `arch`.
+        """Milliseconds of one batch through `arch`; with thresholds, where every image keeps `keep` patches at each location.
 
         Raises:
-            MissingLatency: rows of the network were not measured.
+            MissingLatency: rows of the network have no price.
         """
         calibration = self.content.calibration
         ms = calibration.offset + calibration.scale * sum(self._priced(arch))
@@ -111,7 +116,7 @@ class LatencyTable:
         """Milliseconds of each block; with the calibration's offset they add up to `predict(arch).ms`.
 
         Raises:
-            MissingLatency: rows of the network were not measured.
+            MissingLatency: rows of the network have no price.
         """
         return tuple(self.content.calibration.scale * ms for ms in self._priced(arch))
 
@@ -123,10 +128,50 @@ class LatencyTable:
             space: what decodes them; without it, the table's space with the class count measured last.
 
         Raises:
-            MissingLatency: rows of a network were not measured.
+            MissingLatency: rows of a network have no price.
         """
         space = space or self.open_space()
         return np.array([self.predict(space.decode(code)).ms for code in codes], dtype=np.float64)
+
+    def curve(self, arch: Arch) -> Curve:
+        """Milliseconds of `arch` over the patches kept at its locations, calibrated as in `predict`: (B,) counts each -> (B,) ms.
+
+        It is what `predict` gives at every whole number of patches, linear between them and differentiable.
+
+        Raises:
+            MissingLatency: rows of the network have no price.
+            ValueError: the network has no pruning location.
+        """
+        from compress import curve_of
+        from search_spaces.states import Tokens
+
+        def price(spec: BlockSpec, state: State) -> float:
+            ms = self._block(spec, state)
+            if isinstance(ms, tuple):
+                raise self._missing(ms, arch)
+            return self.content.calibration.scale * ms
+
+        self._priced(arch)  # names all that is missing at once
+        patches = [state.patches for place in arch.locations if isinstance(state := arch.states[place], Tokens)]
+        scaled = curve_of(arch, price, range(1, 1 + max([2, *patches])))
+
+        def curve(counts: Sequence[Tensor]) -> Tensor:
+            return scaled(counts) + self.content.calibration.offset
+
+        return curve
+
+    def price_counts(self, arch: Arch, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Milliseconds (images,) of `arch`, one image at a time, where they keep `counts` (images, locations) patches.
+
+        Raises:
+            MissingLatency: rows of the network have no price.
+            ValueError: the network has no pruning location, or another number of them.
+        """
+        import torch
+
+        columns = torch.from_numpy(np.ascontiguousarray(counts.T, np.float64)).unbind()
+        found: NDArray[np.float64] = self.curve(arch)(columns).numpy()
+        return found
 
     def open_space(self) -> Space:
         """The table's space, with the class count that was measured last.
@@ -141,9 +186,13 @@ class LatencyTable:
             raise InputError(f"{self.path.name} is of an unknown space, {self.content.space!r}; known: {known}")
         return SPACES[self.content.space](classes=self.content.classes[-1])
 
-    def lacks(self, rows: Iterable[Row]) -> tuple[Row, ...]:
-        """Those of `rows` that were not measured, each once."""
+    def unmeasured(self, rows: Iterable[Row]) -> tuple[Row, ...]:
+        """Those of `rows` that were not measured themselves, each once: what a measurement adds."""
         return tuple(row for row in dict.fromkeys(rows) if row.key not in self.content.rows)
+
+    def unpriced(self, rows: Iterable[Row]) -> tuple[Row, ...]:
+        """Those of `rows` that have no price, each once: neither measured nor, behind a pruning location, between measured ones."""
+        return tuple(row for row in self.unmeasured(rows) if self._kept.ms(row) is None)
 
     def check_machine(self, foreign: bool = False) -> None:
         """Refuse a table of another machine, unless `foreign` tables are welcome.
@@ -171,8 +220,19 @@ class LatencyTable:
         """Sum of a block's rows, or those of them that are missing; remembered."""
         if (spec, state) not in self._blocks:
             rows = spec.rows(state)
-            self._blocks[spec, state] = self.lacks(rows) or sum(self.content.rows[row.key].ms for row in rows)
+            self._blocks[spec, state] = self.unpriced(rows) or sum(self._row_ms(row) for row in rows)
         return self._blocks[spec, state]
+
+    def _row_ms(self, row: Row) -> float:
+        """Uncalibrated milliseconds of a row that has a price."""
+        measured = self.content.rows.get(row.key)
+        ms = self._kept.ms(row) if measured is None else measured.ms
+        assert ms is not None
+        return ms
+
+    @cached_property
+    def _kept(self) -> KeptRows:
+        return KeptRows.of(self.content.rows)
 
     def _missing(self, rows: tuple[Row, ...], arch: Arch) -> MissingLatency:
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""

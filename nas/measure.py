@@ -94,7 +94,7 @@ def measure_table(
         raise InputError(f"rounds must be at least 1, got {rounds}")
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
-    if table is not None and not table.lacks(space.rows):
+    if table is not None and not table.unmeasured(space.rows):
         say(f"{stem.name} has every row of {space.name} already")
         finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
         return table

@@ -51,6 +51,6 @@ def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
     if table is None:
         return Plan(space.probes(), nets, sorted(nets, key=macs)[len(nets) // 2], {})
     probes: dict[Arch, None] = {}
-    for row in table.lacks(space.rows):
+    for row in table.unmeasured(space.rows):
         probes |= dict.fromkeys([probe for probe in space.probes() if row in probe.rows][:PROBES_A_ROW])
     return Plan(tuple(probes), nets, table.reference, table.content.rows)

@@ -43,9 +43,9 @@ class Settings:
     trials: int = 40
     supernet_epochs: int = 3
     epochs: int = 3
-    batch_size: int = 32
+    batch_size: int = 64
     lr: float = 3e-3
-    rounds: int = 20  # timing rounds of the latency table
+    rounds: int = 10  # timing rounds of the latency table
     seed: int = 0
 
 
@@ -154,7 +154,8 @@ class Quickstart:
         path = folder / "network.onnx"
         if not path.exists():
             export_onnx(network, arch.example(self.target.batch), path)
-        images = torch.cat([batch for batch, _ in self.data.loader("val", 250, limit=CHECK_IMAGES)])
+        own = self.data.at(arch.image_size)
+        images = torch.cat([batch for batch, _ in own.loader("val", 250, limit=CHECK_IMAGES)])
         return check_onnx(path, network, images, self.target)
 
     def _verified(self, search: Search, table: LatencyTable) -> list[Winner]:
@@ -218,4 +219,4 @@ class Quickstart:
 
     def _test_acc(self, arch: Arch) -> float:
         network, _, _ = load_network(self._folder(arch))
-        return accuracy(network, self.data, "test")
+        return accuracy(network, self.data.at(arch.image_size), "test")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -50,6 +50,10 @@ class Data(ABC):
     @abstractmethod
     def labels(self, split: Split) -> Labels:
         """Class indices (N,) in the fixed order."""
+
+    def at(self, image_size: int) -> "Data":
+        """The same images with `image_size` pixels a side."""
+        return self if image_size == self.image_size else replace(self, image_size=image_size)
 
     def native(self) -> "Data":
         """The same data at the size in which its images are kept; itself where they are decoded at any size."""

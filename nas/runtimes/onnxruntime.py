@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.target import Target
-from search_spaces.arch import Arch
+from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
 __all__ = ["Session", "batch_of", "export_onnx", "from_arch", "from_file"]
 
 OPSET = 18
+SPREAD = 0.01  # of what is added to fresh weights
 
 
 def export_onnx(module: nn.Module, example: Tensor) -> bytes:
@@ -47,10 +48,18 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
 
 def from_arch(arch: Arch, target: Target) -> "Session":
     """A session of a network with fixed random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # weights do not move the time; equal graphs on every run all the same
-        module = arch.build()
+    module = _random(arch)
     return Session(export_onnx(module, arch.example(target.batch)), target, arch.id)
+
+
+def _random(arch: Arch) -> Network:
+    """The network with weights that differ everywhere: what works on equal weights, such as biases of 0, would be merged."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # equal graphs on every run
+        network = arch.build()
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight), alpha=SPREAD)
+    return network
 
 
 def from_file(path: Path, target: Target) -> "Session":

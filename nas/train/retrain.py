@@ -95,7 +95,7 @@ def retrain(
 ) -> dict[str, Any]:
     """Train `arch` from the weights `start`, or from fresh ones, into the run folder `out`; returns the run's summary.
 
-    The accuracy reported is on search-validation; the test split stays unread. With `recipe.mixed_depth`, `by_loops` holds
+    Images larger than the network's are resized for it; a teacher sees them as they are. The accuracy reported is on search-validation; the test split stays unread. With `recipe.mixed_depth`, `by_loops` holds
     that of every loop count.
 
     Raises:
@@ -117,9 +117,10 @@ def retrain(
         if start is not None:
             network.load_state_dict(start)
         fit(network, supervised(recipe, teacher, arch), data, recipe, out / "checkpoint.pt", f"train {out.name}")
-        depths = {"by_loops": accuracy_by_loops(network, arch, data, recipe.seed)} if recipe.mixed_depth else {}
+        own = data.at(arch.image_size)
+        depths = {"by_loops": accuracy_by_loops(network, arch, own, recipe.seed)} if recipe.mixed_depth else {}
         run.save_network(arch, network.state_dict())
-        found = {"val_acc": accuracy(network, data, "val"), **depths}
+        found = {"val_acc": accuracy(network, own, "val"), **depths}
         summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
@@ -127,7 +128,7 @@ def retrain(
 
 def _check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
     """Refuse to train where network, data, recipe or teacher do not fit each other."""
-    if arch.image_size != data.image_size or arch.classes != data.classes:
+    if arch.image_size > data.image_size or arch.classes != data.classes:
         raise InputError(
             f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"

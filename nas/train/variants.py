@@ -8,6 +8,7 @@ from nas.evaluate import accuracy, calibration_batches
 from nas.train.loop import Recipe
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 from search_spaces.variants import extract_variant, most_loops, recalibrate_variant, run_variant
 
 __all__ = ["accuracy_by_loops", "check_depths", "drawn_loops", "step_logits"]
@@ -33,9 +34,11 @@ def drawn_loops(most: int, seed: int, step: int) -> int:
 def step_logits(model: nn.Module, arch: Arch, recipe: Recipe, images: Tensor, step: int) -> Tensor:
     """Logits (B, classes) of the variant of `arch` that a step trains, on the weights of `model`, which is an `arch`.
 
-    It has the size of the images (B, C, S, S), and with `recipe.mixed_depth` the loops that are drawn for the step.
+    With `recipe.sides` it has the size of the images (B, C, S, S), else these are resized to its own; with
+    `recipe.mixed_depth` it has the loops that are drawn for the step.
     """
-    variant = arch if images.shape[-1] == arch.image_size else arch.at(images.shape[-1])
+    side = images.shape[-1] if recipe.sides else arch.image_size
+    images, variant = resized(images, side), arch if side == arch.image_size else arch.at(side)
     if recipe.mixed_depth:
         variant = variant.with_loops(drawn_loops(most_loops(arch), recipe.seed, step))
     if variant == arch:

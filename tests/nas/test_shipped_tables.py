@@ -20,7 +20,7 @@ def test_there_are_some() -> None:
 def test_it_prices_its_space(path: Path) -> None:
     table = LatencyTable.load(path)
     space, rng = table.open_space(), np.random.default_rng(0)
-    assert not table.lacks(space.rows)
+    assert not table.unmeasured(space.rows)
     assert table.verdict["good"]
     for arch in (space.smallest, space.largest, *(space.sample(rng) for _ in range(20))):
         price = table.predict(arch)
