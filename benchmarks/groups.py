@@ -14,10 +14,10 @@ from search_spaces.blocks import MB3D, Head, Stem
 
 
 def network(groups: tuple[int, ...] = (4, 2), second: str = "permuted", inverse: bool = True) -> Arch:
-    """8 x 8 tokens of width 64."""
+    """8 x 8 tokens of width 48."""
     orders = ("contiguous", second) if groups else ()
-    block = MB3D(4, 16, 16, 3, residual="coefficients", loops=2, nll=1, groups=groups, orders=orders, inverse=inverse)
-    return Arch(64, 3, (Stem(64, convs=3), block, block, Head(16)))
+    block = MB3D(3, 16, 16, 3, residual="coefficients", loops=2, nll=1, groups=groups, orders=orders, inverse=inverse)
+    return Arch(64, 3, (Stem(48, convs=3), block, block, Head(16)))
 
 
 ARMS = {
@@ -29,7 +29,7 @@ ARMS = {
 
 
 def main() -> None:
-    options = parser(__doc__, "results/groups.json", epochs=5).parse_args()
+    options = parser(__doc__, "results/groups.json", epochs=4).parse_args()
 
     def arms(seed: int) -> list[Arm]:
         return [Arm(name, arch, Recipe(options.epochs, 64, 2e-3, seed=seed)) for name, arch in ARMS.items()]

@@ -20,9 +20,9 @@ from search_spaces.variants import extract_variant, most_loops, recalibrate_vari
 
 
 def network(loops: int) -> Arch:
-    """8 x 8 tokens of width 64, two blocks with a projection after each loop."""
-    block = MB3D(4, 16, 16, 3, residual="coefficients", loops=loops, nll=1)
-    return Arch(64, 3, (Stem(64, convs=3), block, block, Head(16)))
+    """8 x 8 tokens of width 48, two blocks with a projection after each loop."""
+    block = MB3D(3, 16, 16, 3, residual="coefficients", loops=loops, nll=1)
+    return Arch(64, 3, (Stem(48, convs=3), block, block, Head(16)))
 
 
 def by_loops(trained: Network, arch: Arch, data: Data) -> Mapping[str, Hits]:
@@ -36,7 +36,7 @@ def by_loops(trained: Network, arch: Arch, data: Data) -> Mapping[str, Hits]:
 
 
 def main() -> None:
-    options = parser(__doc__, "results/mixed_depth.json", epochs=5).parse_args()
+    options = parser(__doc__, "results/mixed_depth.json", epochs=4).parse_args()
 
     def arms(seed: int) -> list[Arm]:
         def recipe(mixed: bool) -> Recipe:

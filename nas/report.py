@@ -63,8 +63,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
 
 
 def sketch(arch: Arch) -> str:
-    """A network in one line: per stage its width, then each block, such as `32: 4D×3 4D×2 | 64: 3D×4 2 loops NLL groups 4 permuted`."""
-    return " | ".join(_stage(blocks) for blocks in _stages(arch))
+    """A network in one line: resolution, then per stage its width and blocks: `64 px | 32: 4D×3 4D×2 | 64: 3D×4 2 loops NLL keep 32 3D×4`."""
+    return " | ".join([f"{arch.image_size} px", *(_stage(blocks) for blocks in _stages(arch))])
 
 
 def _stages(arch: Arch) -> list[list[BlockSpec]]:

@@ -34,6 +34,7 @@ def test_every_code_decodes_and_its_canonical_form_is_stable(name: str) -> None:
         code = space.encode(arch)
         assert space.decode(code) == arch
         np.testing.assert_array_equal(space.repair(np.array(raw)), code)
+        np.testing.assert_array_equal(space.repair(code), code)
         assert space.contains(arch)
         assert Arch.from_json(arch.to_json()) == arch
         assert set(arch.rows) <= set(space.rows)

@@ -98,5 +98,5 @@ def check_result(out: Path, result: dict[str, Any], table: LatencyTable) -> None
 
 
 def test_sketch_tells_widths_kinds_and_ratios() -> None:
-    assert sketch(SMALL) == "8: 4D×2 | 16: 4D×1 3D×2"
+    assert sketch(SMALL) == f"{SMALL.image_size} px | 8: 4D×2 | 16: 4D×1 3D×2"
     assert sketch(zoo.arch("efficientformer_l1")).endswith("448: 4D×4 4D×4 4D×4 3D×4")
