@@ -211,7 +211,8 @@ def export_network(
         "top1_agreement": checked.top1_agreement,
         "images": checked.images,
     }
-    return {**found, "measured_ms": taken, "predicted_ms": None if prices is None else prices.predict(named.arch).ms}
+    predicted = None if prices is None else prices.predict(named.arch.keeping(adaptive=False)).ms
+    return {**found, "measured_ms": taken, "predicted_ms": predicted}
 
 
 def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:

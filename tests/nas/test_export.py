@@ -1,5 +1,6 @@
 """The exported file: the network's outputs, in operators that ONNX Runtime fuses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from compress import calibrate, counts_of, thresholds_of
+from nas.cli.main import app
 from nas.export import _margin, check_onnx, export_onnx
 from nas.networks import Named
+from nas.runtimes.onnxruntime import batch_of
 from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
 from nas.train.retrain import fresh_network
@@ -137,6 +141,19 @@ def test_a_file_of_many_images_keeps_fixed_numbers(tmp_path: Path) -> None:
     assert static.arch == vit((40, 20), False) and static.network is not None
     path = export_onnx(static.network, arch.example(2), tmp_path / "a.onnx")
     assert check_onnx(path, static.network, arch.example(7), TARGET).max_abs_diff <= 1e-5
+
+
+def test_the_command_exports_batches_of_the_mean_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(vit((40, 20), True).to_json())
+    words = ["export", str(tmp_path / "a.json"), "--target", TARGET.name, "--out", str(tmp_path), "--json"]
+    refused, found = (CliRunner().invoke(app, [*words, *flags]) for flags in ((), ("--static",)))
+    assert isinstance(refused.exception, InputError) and "--static" in str(refused.exception)
+    assert found.exception is None
+    static = vit((40, 20), False).id
+    assert (
+        json.loads(found.stdout)["path"] == str(tmp_path / f"{static}.onnx")
+        and batch_of(tmp_path / f"{static}.onnx") == 2
+    )
 
 
 def test_images_that_rounding_decides_on_need_the_same_class_alone(tmp_path: Path) -> None:

@@ -96,7 +96,6 @@ SCRIPT = """
     from nas.train.retrain import retrain
     from nas.train.loop import Recipe
     from tests.nas.toy import toy, toy_space
-from tests.search_spaces.test_token_prune import hybrid, vit
     torch.set_num_threads(1)
     recipe = Recipe(epochs=4, batch_size=32, lr=5e-3, ema=float(sys.argv[1]))
     if recipe.ema:
