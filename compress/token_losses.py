@@ -51,22 +51,30 @@ def piecewise(counts: Tensor, points: Sequence[float], values: Sequence[float]) 
 def token_loss(
     logits: Tensor,
     labels: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     budget: Tensor,
     label_weight: float = 1.0,
     budget_weight: float = 2.0,
     teacher_weight: float = 0.5,
+    *,
+    temperature: float = 1.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """The weighted sum of cross-entropy, a `budget_loss` and the KL divergence from the dense teacher to the student.
 
     Args:
         logits: (B, classes) of the pruned network.
         labels: (B,) classes, or (B, classes) shares.
-        teacher_logits: (B, classes); no gradient reaches the teacher.
+        teacher_logits: (B, classes), or None for no divergence; no gradient reaches the teacher.
         budget: scalar; the default weight is AS-ViT's for 10⁹ MACs.
         label_weight: of the cross-entropy.
         budget_weight: of `budget`.
         teacher_weight: of the divergence.
+        temperature: that softens both scores in the divergence.
+        smoothing: of the labels.
     """
-    task = F.cross_entropy(logits, labels)
-    return label_weight * task + budget_weight * budget + teacher_weight * distillation(logits, teacher_logits)
+    task = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    loss = label_weight * task + budget_weight * budget
+    if teacher_logits is None:
+        return loss
+    return loss + teacher_weight * distillation(logits, teacher_logits, temperature)

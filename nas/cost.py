@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates of a network: in closed form, and as two public counters see them.
 
 The counters run the built network, so that neither shares a mistake with the closed form. All three count
-convolutions, linear layers and matmuls, and nothing else.
+convolutions, linear layers and matmuls, and nothing else. A network that keeps numbers of patches by thresholds is
+counted as the one that keeps their means.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def macs_fvcore(arch: Arch) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(arch.build().eval(), arch.example())
+        analysis = FlopCountAnalysis(arch.keeping(adaptive=False).build().eval(), arch.example())
         analysis.set_op_handle(**{f"aten::{name}": _zero for name in NORMS_AND_POOLS.split()})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         total = analysis.total()
@@ -61,7 +62,7 @@ def macs_thop(arch: Arch) -> int:
         from thop import profile
     import torch
 
-    network = arch.build().eval()
+    network = arch.keeping(adaptive=False).build().eval()
     rules = _thop_rules()
     counted = (*rules, torch.nn.Conv2d, torch.nn.Linear)
     leaves = [

@@ -11,7 +11,7 @@ __all__ = ["describe"]
 
 
 def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
-    """Costs of the whole and of each block.
+    """Costs of the whole and of each block; with thresholds, those of the network that keeps their mean numbers of patches.
 
     Args:
         arch: the network.
@@ -24,8 +24,9 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
     Raises:
         MissingLatency: the table lacks rows of the network.
     """
-    terms = table.terms(arch) if table else (None,) * len(arch.blocks)
-    price = table.predict(arch) if table else None
+    mean = arch.keeping(adaptive=False)
+    terms = table.terms(mean) if table else (None,) * len(arch.blocks)
+    price = table.predict(mean) if table else None
     blocks = [
         {
             "index": index,

@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.files import atomic_write
 from nas.runtimes import RUNTIMES
 from nas.target import Target
+from search_spaces.arch import Network
+from search_spaces.blocks.token_prune import TokenPruneModule
 from search_spaces.errors import InputError
+from search_spaces.tokens import Chosen, unpack
 
 OPSET = 18  # from 20 on GELU is one operator, which ONNX Runtime 1.31 does not fuse
 
@@ -23,6 +27,7 @@ AGREEMENT, MAX_DIFF = (
     0.999,
     1e-4,
 )  # share of images with the same best class; difference over the largest logit, if above 1
+CLEAR = 1e-4  # of the mean score: a patch this near to what decides whether it stays is dropped or not by rounding
 
 __all__ = ["Checked", "check_onnx", "export_onnx"]
 
@@ -31,7 +36,9 @@ __all__ = ["Checked", "check_onnx", "export_onnx"]
 class Checked:
     """How an exported file compares with its network on the same images."""
 
-    max_abs_diff: float  # of the logits
+    max_abs_diff: (
+        float  # of the logits; of networks that drop tokens, on the images whose patches rounding does not decide on
+    )
     top1_agreement: float  # share of images with the same best class
     images: int
 
@@ -45,7 +52,18 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
 
 
 def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
-    """Write `network` in eval mode as ONNX for inputs of the shape of `example` (B, C, H, W); input `images`, output `logits`."""
+    """Write `network` in eval mode as ONNX for inputs of the shape of `example` (B, C, H, W); input `images`, output `logits`.
+
+    A network with thresholds keeps its data-dependent counts of patches, for images one by one.
+
+    Raises:
+        InputError: a network with thresholds, and several images.
+    """
+    if len(example) > 1 and any(part.threshold is not None for part in _locations(network)):
+        raise InputError(
+            "a network with thresholds keeps of each image a number of its own, so its file takes images one by one: pass a target "
+            "of batch 1, or --static for the file of the network that keeps the mean numbers"
+        )
     network.eval()
     chatter = io.StringIO()  # the exporter reports its steps on stdout, which belongs to results
     verbosity = logging.getLogger("torch.onnx").level
@@ -70,18 +88,24 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
 
 
 @torch.no_grad()
-def check_onnx(path: Path, network: nn.Module, images: Tensor, target: Target) -> Checked:
+def check_onnx(path: Path, network: Network, images: Tensor, target: Target) -> Checked:
     """Run the file and the network on `images` (N, C, H, W).
+
+    In networks that drop tokens, rounding decides on patches whose scores lie next to what they are compared with. On images
+    with such patches the best class alone is compared, unless all images have some.
 
     Raises:
         InputError: file and network disagree; the file is removed then.
     """
     count = len(images)
     session = RUNTIMES[target.runtime].from_file(path, target)
-    wanted = network.eval()(images).numpy()
+    trace: list[Chosen] = []
+    network.eval()
+    wanted = network(images, trace).numpy()
     found = session.run(images.numpy())
     agreement = float((wanted.argmax(1) == found.argmax(1)).mean())
-    differing = float(np.abs(wanted - found).max())
+    clear = _clear(network, trace, len(images))
+    differing = float(np.abs(wanted - found)[clear if clear.any() else ...].max())
     if agreement < AGREEMENT or differing > MAX_DIFF * max(1.0, float(np.abs(wanted).max())):
         path.unlink()
         raise InputError(
@@ -89,3 +113,32 @@ def check_onnx(path: Path, network: nn.Module, images: Tensor, target: Target) -
             f"class on {agreement:.2%} of {count} images) and was removed; report this network"
         )
     return Checked(differing, agreement, count)
+
+
+def _locations(network: nn.Module) -> list[TokenPruneModule]:
+    return [part for part in network.modules() if isinstance(part, TokenPruneModule)]
+
+
+def _clear(network: nn.Module, trace: list[Chosen], count: int) -> NDArray[np.bool_]:
+    """(images,) whether every patch was kept or dropped by more than rounding, at each location that is traced."""
+    clear = np.ones(count, dtype=bool)
+    lengths = torch.zeros(0)
+    for part, chosen in zip(_locations(network), trace, strict=True):
+        scores, kept = chosen.scores, chosen.kept
+        packed = scores.ndim == 1
+        pairs = (
+            zip(unpack(scores, lengths), unpack(kept, lengths), strict=True)
+            if packed
+            else zip(scores, kept, strict=True)
+        )
+        cut = None if part.threshold is None else float(part.threshold) / part.total
+        clear &= np.array([_margin(own, stays, cut) > CLEAR / part.total for own, stays in pairs])
+        lengths = chosen.counts
+    return clear
+
+
+def _margin(scores: Tensor, kept: Tensor, cut: float | None) -> float:
+    """How far the scores (n,) of an image are from what decides: a threshold, or those of the patches on the other side."""
+    if cut is not None:
+        return float((scores - cut).abs().min())
+    return float(scores[kept].min() - scores[~kept].max()) if not kept.all() else math.inf

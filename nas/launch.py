@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nas.networks import network_named
 from nas.runtimes import RUNTIMES
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
-from nas.tables import find_table, measured_ms
+from nas.tables import find_table, measured_ms, space_of
 from nas.target import Target
 from nas.timing import time_networks
 from nas.train.loop import Recipe
@@ -28,6 +29,7 @@ from nas.train.retrain import load_network
 from nas.train.retrain import retrain as run_retrain
 from nas.train.supernet import load_supernet
 from nas.train.teachers import teacher_named
+from nas.train.thresholds import Budget, budget_of, learn_thresholds
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
@@ -76,16 +78,21 @@ def retrain_network(
     temperature: float | None = None,
     budget_ms: float | None = None,
     image_size: int | None = None,
+    thresholds: bool = False,
+    table: Path | None = None,
+    target: str | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
 
     With `image_size` it is the network at that size, from the same weights. Those of training at several depths are on
-    search-validation.
+    search-validation. With `thresholds`, the patches kept are learned too, against a budget in ms if there is a table or target.
 
     Raises:
-        InputError: no such network or teacher, they do not fit the data, or distillation is set but has no teacher.
+        InputError: no such network or teacher, they do not fit the data, or what is set needs something that is not.
     """
+    if not thresholds and (table is not None or target is not None):
+        raise InputError("--table and --target give the budget of thresholds in ms; add --thresholds")
     if teacher is None and (teacher_weight is not None or temperature is not None):
         raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
     named = network_named(name, budget_ms)
@@ -93,14 +100,28 @@ def retrain_network(
     data = load_data(dataset, image_size=named.arch.image_size)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
+    if thresholds and temperature is None:
+        temperature = 1.0  # AS-ViT's
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
-    summary = run_retrain(
-        named.arch, data, recipe, out, start=named.start_weights(data, recipe.seed), teacher=guide, resume=resume
-    )
+    train: Callable[..., dict[str, Any]] = run_retrain
+    if thresholds:
+        train = partial(learn_thresholds, budget=_budget(named.arch, table, target))
+    elif named.arch.keeping(adaptive=False) != named.arch:
+        raise InputError(f"network {named.arch.id} has thresholds, which need a budget to be trained; add --thresholds")
+    start = named.start_weights(data, recipe.seed)
+    summary = train(named.arch, data, recipe, out, start=start, teacher=guide, resume=resume)
     found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], data, "test")}
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")
-    depths = {name: summary[name] for name in ("by_loops",) if name in summary}
-    return {**found, **depths, "weights": str(out / "weights.safetensors")}
+    more = {name: value for name, value in summary.items() if name not in ("val_acc", "weights")}
+    return {**found, **more, "weights": str(out / "weights.safetensors")}
+
+
+def _budget(arch: Arch, table: Path | None, target: str | None) -> Budget:
+    """Of the numbers of patches in the network's specs: in ms of a table, or of a target's, else in MACs."""
+    macs = budget_of(arch)  # which refuses what has none before anything is measured
+    if table is None and target is None:
+        return macs
+    return budget_of(arch, find_table(table, target, lambda: space_of(arch)))
 
 
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:
@@ -155,9 +176,12 @@ def export_network(
     *,
     dataset: str | None = None,
     budget_ms: float | None = None,
+    static: bool = False,
     foreign: bool = False,
 ) -> dict[str, Any]:
     """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, and its time.
+
+    With `static` it is that of the network that keeps of every image as many patches as stay on average.
 
     Raises:
         InputError: no such network, format or target, a table of another target or machine, or a file that gives other
@@ -172,6 +196,7 @@ def export_network(
         if prices.target != wanted:
             raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
     named = network_named(name, budget_ms)
+    named = named.static() if static else named
     network = named.with_weights(seed)
     images = _check_images(named.arch, dataset, wanted.batch)
     path = export_onnx(network, named.arch.example(wanted.batch), out / f"{named.arch.id}.onnx")
@@ -186,7 +211,8 @@ def export_network(
         "top1_agreement": checked.top1_agreement,
         "images": checked.images,
     }
-    return {**found, "measured_ms": taken, "predicted_ms": None if prices is None else prices.predict(named.arch).ms}
+    predicted = None if prices is None else prices.predict(named.arch.keeping(adaptive=False)).ms
+    return {**found, "measured_ms": taken, "predicted_ms": predicted}
 
 
 def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:

@@ -40,6 +40,15 @@ class Named:
         network = None if self.network is None else extract_variant(self.network, self.arch, arch)
         return replace(self, arch=arch, network=network)
 
+    def static(self) -> "Named":
+        """The network that keeps of every image as many patches as stay on average, with the same weights."""
+        arch = self.arch.keeping(adaptive=False)
+        if self.network is None:
+            return replace(self, arch=arch)
+        network, weights = arch.build(), self.network.state_dict()
+        network.load_state_dict({name: weights[name] for name in network.state_dict()})
+        return replace(self, arch=arch, network=network.eval())
+
     def start_weights(self, data: Data, seed: int) -> dict[str, Tensor] | None:
         """The weights that training starts from: its own, its supernet's, or None for fresh ones."""
         if self.network is not None:

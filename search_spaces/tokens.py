@@ -156,7 +156,7 @@ def top_keep(scores: Tensor, keep: int) -> Tensor:
     # Without a stable sort, which ONNX lacks: all above the last kept score, then as many of its equals as there is room for.
     last = scores.topk(keep).values[:, -1:]
     above, equal = scores > last, scores == last
-    kept = above | (equal & (equal.cumsum(-1) <= keep - above.sum(-1, keepdim=True)))
+    kept = above | (equal & (equal.cumsum(-1, dtype=torch.long) <= keep - above.sum(-1, keepdim=True)))
     places = torch.arange(scores.shape[-1], device=scores.device)
     return torch.where(kept, places, scores.shape[-1]).topk(keep, largest=False).values
 

@@ -9,6 +9,8 @@ from nas.cli.options import BudgetMs, Foreign, Json, Out, Seed, show
 
 __all__ = ["export"]
 
+STATIC = "Keep the same number of patches of every image, the mean of what thresholds keep: such a file takes batches."
+
 
 def export(
     network: Annotated[
@@ -23,6 +25,7 @@ def export(
         str | None, typer.Option("--data", help="Compare file and network on its search-validation images.")
     ] = None,
     budget_ms: BudgetMs = None,
+    static: Annotated[bool, typer.Option("--static", help=STATIC)] = False,
     out: Out = Path("results/export"),
     seed: Seed = 0,
     foreign_table: Foreign = False,
@@ -32,6 +35,15 @@ def export(
     from nas.launch import export_network
 
     found = export_network(
-        network, format, target, table, out, seed, dataset=data, budget_ms=budget_ms, foreign=foreign_table
+        network,
+        format,
+        target,
+        table,
+        out,
+        seed,
+        dataset=data,
+        budget_ms=budget_ms,
+        static=static,
+        foreign=foreign_table,
     )
     show(found, json)

@@ -14,6 +14,11 @@ SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
 DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it is with each number of them."
+THRESHOLDS = (
+    "Learn how many patches each image keeps: a mean cost of what the network's token_prune blocks keep is held."
+)
+TABLE = "With --thresholds: latency table whose ms are the cost, else MACs are."
+TARGET = "With --thresholds: target whose ms are the cost, from this machine's table of it."
 
 
 def retrain(
@@ -24,7 +29,8 @@ def retrain(
         float | None, typer.Option("--teacher-weight", help="Its share of the loss, 0 to 1.", show_default="0.5")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="That softens the scores distilled.", show_default="2")
+        float | None,
+        typer.Option("--temperature", help="That softens the scores distilled.", show_default="2; 1 with --thresholds"),
     ] = None,
     budget_ms: BudgetMs = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
@@ -38,6 +44,9 @@ def retrain(
     sides: Annotated[str | None, typer.Option("--sides", help=SIDES)] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", min=1, help=SIZE)] = None,
     mixed_depth: Annotated[bool, typer.Option("--mixed-depth", help=DEPTH)] = False,
+    thresholds: Annotated[bool, typer.Option("--thresholds", help=THRESHOLDS)] = False,
+    table: Annotated[Path | None, typer.Option("--table", help=TABLE)] = None,
+    target: Annotated[str | None, typer.Option("--target", help=TARGET)] = None,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -70,6 +79,9 @@ def retrain(
         temperature=temperature,
         budget_ms=budget_ms,
         image_size=image_size,
+        thresholds=thresholds,
+        table=table,
+        target=target,
         resume=resume,
     )
     show(found, json)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,21 @@ class Recipe:
         return sum(len(self.batches(data, epoch)) for epoch in range(self.epochs))
 
 
-def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, checkpoint: Path, label: str) -> None:
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    recipe: Recipe,
+    checkpoint: Path,
+    label: str,
+    rates: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """Train `model` in place, going on from `checkpoint` if it exists.
 
     All that is drawn comes from (recipe.seed, epoch or step), so a killed run ends with the weights of an uninterrupted one.
     With `recipe.ema` the model ends with the mean of its weights over the steps; the decay rises to the one asked for
-    (timm's warm-up), so that the fresh weights of a short training are forgotten.
+    (timm's warm-up), so that the fresh weights of a short training are forgotten. `rates` are the largest learning rates
+    of the parameters so named; all others have the recipe's.
 
     Raises:
         InputError: the training split is smaller than one batch, or the loss is no longer finite.
@@ -101,7 +111,8 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
         )
     accelerator = Accelerator()
     steps = recipe.steps(data)
-    optimizer = create_optimizer_v2(model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    groups = _groups(model, recipe, rates)
+    optimizer = create_optimizer_v2(groups, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = _schedule(optimizer, recipe, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
@@ -131,6 +142,20 @@ def fit(model: nn.Module, objective: Objective, data: Data, recipe: Recipe, chec
             _save(checkpoint, parts, epoch + 1)
     if averaged is not None:
         plain.load_state_dict(averaged.module.state_dict())
+
+
+def _groups(model: nn.Module, recipe: Recipe, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters by what is theirs in the optimizer: biases and scalars have no weight decay, those in `rates` their own rate."""
+    from timm.optim import param_groups_weight_decay
+
+    named = dict(model.named_parameters())
+    apart = {id(named[name]): rate for name, rate in rates.items()}
+    groups: list[dict[str, Any]] = []
+    for group in param_groups_weight_decay(model, recipe.weight_decay):
+        groups.append({**group, "params": [part for part in group["params"] if id(part) not in apart]})
+        own = [part for part in group["params"] if id(part) in apart]
+        groups += [{**group, "params": [part], "lr_scale": apart[id(part)] / recipe.lr} for part in own]
+    return groups
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:

@@ -19,7 +19,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides
 
-__all__ = ["Teacher", "fresh_network", "load_network", "retrain"]
+__all__ = ["Teacher", "check_fit", "fresh_network", "load_network", "retrain"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def retrain(
     Raises:
         InputError: network, data, recipe or teacher do not fit each other, or `out` holds another run.
     """
-    _check_fit(arch, data, recipe, teacher)
+    check_fit(arch, data, recipe, teacher)
     config = {
         "arch": arch.id,
         "data": data.name,
@@ -126,7 +126,7 @@ def retrain(
     return summary
 
 
-def _check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
+def check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
     """Refuse to train where network, data, recipe or teacher do not fit each other."""
     if arch.image_size > data.image_size or arch.classes != data.classes:
         raise InputError(

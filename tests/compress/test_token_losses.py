@@ -88,3 +88,13 @@ def test_token_loss_is_the_weighted_sum_and_spares_the_teacher() -> None:
     assert budget.grad.item() == 2
     shares = F.one_hot(labels, 3).float()
     torch.testing.assert_close(token_loss(logits, shares, teacher, budget), loss)
+
+
+def test_token_loss_smooths_labels_softens_scores_and_does_without_a_teacher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 4, 3, generator=generator)
+    labels, budget = torch.tensor([0, 2, 1, 1]), torch.tensor(0.7)
+    task = F.cross_entropy(logits, labels, label_smoothing=0.2)
+    torch.testing.assert_close(token_loss(logits, labels, None, budget, smoothing=0.2), task + 1.4)
+    softer = token_loss(logits, labels, teacher, budget, temperature=3.0, smoothing=0.2)
+    torch.testing.assert_close(softer, task + 1.4 + 0.5 * distillation(logits, teacher, 3.0))

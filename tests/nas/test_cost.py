@@ -18,7 +18,9 @@ from search_spaces.blocks import (
     Stem,
     TokenPrune,
 )
+from tests.nas.test_kept_rows import table
 from tests.nas.toy import toy_space
+from tests.search_spaces.test_token_prune import vit
 
 CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block does most of the work
     "stem": (Stem(48), Head(4)),
@@ -84,6 +86,23 @@ def test_three_counts_agree_on_published_networks() -> None:
     assert macs(arch) == 1291284736 and params(arch) == 12289928
     assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
     assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
+
+
+def test_a_network_with_thresholds_is_counted_at_its_mean_numbers() -> None:
+    """Random weights would keep others."""
+    arch = zoo.arch("asvit_deit_tiny")
+    found = describe(arch)
+    assert found["macs"] == macs(arch.keeping(adaptive=False)) < 0.7 * macs(zoo.arch("deit_tiny_patch16_224"))
+    assert found["macs_fvcore"] == pytest.approx(found["macs"], rel=0.01)
+    assert found["macs_thop"] == pytest.approx(found["macs"], rel=0.01)
+    assert found["params"] == params(zoo.arch("deit_tiny_patch16_224")) + 3
+
+
+def test_its_price_is_that_of_its_mean_numbers_too() -> None:
+    known = table(vit((40, 20), False))
+    static, adaptive = (describe(vit((40, 20), thresholds), known) for thresholds in (False, True))
+    assert adaptive["predicted_ms"] == static["predicted_ms"] > 0
+    assert [block["ms"] for block in adaptive["blocks"]] == [block["ms"] for block in static["blocks"]]
 
 
 class Odd(torch.nn.Module):

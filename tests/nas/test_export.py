@@ -1,28 +1,40 @@
 """The exported file: the network's outputs, in operators that ONNX Runtime fuses."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from nas.export import check_onnx, export_onnx
+from compress import calibrate, counts_of, thresholds_of
+from nas.cli.main import app
+from nas.export import _margin, check_onnx, export_onnx
+from nas.networks import Named
+from nas.runtimes.onnxruntime import batch_of
 from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, InputError
+from search_spaces.arch import Network
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Stem
+from search_spaces.tokens import Chosen
 from tests.search_spaces.test_arch import SMALL
+from tests.search_spaces.test_token_prune import hybrid, network, vit
 
 TARGET = Target.parse("cpu-ort-fp32-b2-t1")
 
 
 def test_outputs_agree_and_another_network_does_not(tmp_path: Path) -> None:
-    network = fresh_network(SMALL, 0)
-    path = export_onnx(network, SMALL.example(2), tmp_path / "a.onnx")
+    built = fresh_network(SMALL, 0)
+    path = export_onnx(built, SMALL.example(2), tmp_path / "a.onnx")
     images = SMALL.example(9)  # one more than whole batches
-    checked = check_onnx(path, network, images, TARGET)
+    checked = check_onnx(path, built, images, TARGET)
     assert checked.images == 9
     assert checked.max_abs_diff <= 1e-5
     assert checked.top1_agreement == 1
@@ -52,13 +64,13 @@ FORMS = Arch(
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_form_of_block_is_exported(batch: int, tmp_path: Path) -> None:
     """By dynamo for users, and by the fast exporter for timing."""
-    network = fresh_network(FORMS, 0).eval()
+    built = fresh_network(FORMS, 0).eval()
     target = Target.parse(f"cpu-ort-fp32-b{batch}-t1")
-    path = export_onnx(network, FORMS.example(batch), tmp_path / "a.onnx")
+    path = export_onnx(built, FORMS.example(batch), tmp_path / "a.onnx")
     images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert check_onnx(path, network, images, target).max_abs_diff <= 1e-4
-    (tmp_path / "fast.onnx").write_bytes(export_fast(network, FORMS.example(batch)))
-    assert check_onnx(tmp_path / "fast.onnx", network, images, target).max_abs_diff <= 1e-4
+    assert check_onnx(path, built, images, target).max_abs_diff <= 1e-4
+    (tmp_path / "fast.onnx").write_bytes(export_fast(built, FORMS.example(batch)))
+    assert check_onnx(tmp_path / "fast.onnx", built, images, target).max_abs_diff <= 1e-4
 
 
 def test_every_gelu_is_fused(tmp_path: Path) -> None:
@@ -72,3 +84,103 @@ def test_every_gelu_is_fused(tmp_path: Path) -> None:
     assert not [node for node in nodes if node.op_type == "Erf"]
     fused = [node for node in nodes if node.domain == "com.microsoft" and node.op_type.endswith("Gelu")]
     assert len(fused) == 3
+
+
+SINGLE = Target.parse("cpu-ort-fp32-b1-t1")
+
+
+def logits(network: Network | Path, images: torch.Tensor) -> NDArray[np.float32]:
+    """Of a network or its file, image by image."""
+    if isinstance(network, Path):
+        session = ort.InferenceSession(str(network), providers=["CPUExecutionProvider"])
+        return np.concatenate([session.run(None, {"images": image.numpy()})[0] for image in images.split(1)])
+    with torch.no_grad():
+        return torch.cat([network(image) for image in images.split(1)]).numpy()
+
+
+def pruned(arch: Arch, images: torch.Tensor) -> Network:
+    """A network whose thresholds keep on these images what its specs say, with scores far enough apart for float32."""
+    built = network(arch, spread=1.0)
+    calibrate(built, arch, [(images, torch.zeros(len(images)))])
+    return built
+
+
+@pytest.mark.parametrize("make", [hybrid, vit])
+def test_a_file_keeps_of_each_image_what_the_network_keeps(make: Callable[..., Arch], tmp_path: Path) -> None:
+    """The network runs on the batch, with its tokens packed, the file on one image after the other."""
+    arch = make((40, 20), True)
+    images = arch.example(9, seed=1)
+    built = pruned(arch, images)
+    assert len({tuple(row) for row in counts_of(built, [(images, images)]).tolist()}) >= 8
+    path = export_onnx(built, arch.example(), tmp_path / "a.onnx")
+    checked = check_onnx(path, built, images, SINGLE)
+    assert checked.max_abs_diff <= 1e-5 and checked.top1_agreement == 1
+    np.testing.assert_allclose(logits(path, images), logits(built, images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [hybrid, vit])
+def test_a_file_never_drops_the_last_patch(make: Callable[..., Arch], tmp_path: Path) -> None:
+    arch = make((40, 20), True)
+    images = arch.example(3)
+    built = pruned(arch, images)
+    for high in (1e6, -1.0):
+        for threshold in thresholds_of(built, arch):
+            torch.nn.init.constant_(threshold, high)
+        path = export_onnx(built, arch.example(), tmp_path / "a.onnx")
+        assert check_onnx(path, built, images, SINGLE).max_abs_diff <= 1e-5
+        assert counts_of(built, [(images, images)]).unique().tolist() == [1 if high > 0 else 64]
+
+
+def test_a_file_of_many_images_keeps_fixed_numbers(tmp_path: Path) -> None:
+    arch = vit((40, 20), True)
+    built = pruned(arch, arch.example(6))
+    with pytest.raises(InputError, match="one by one: pass a target of batch 1, or --static"):
+        export_onnx(built, arch.example(2), tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+    static = Named(arch, built).static()
+    assert static.arch == vit((40, 20), False) and static.network is not None
+    path = export_onnx(static.network, arch.example(2), tmp_path / "a.onnx")
+    assert check_onnx(path, static.network, arch.example(7), TARGET).max_abs_diff <= 1e-5
+
+
+def test_the_command_exports_batches_of_the_mean_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(vit((40, 20), True).to_json())
+    words = ["export", str(tmp_path / "a.json"), "--target", TARGET.name, "--out", str(tmp_path), "--json"]
+    refused, found = (CliRunner().invoke(app, [*words, *flags]) for flags in ((), ("--static",)))
+    assert isinstance(refused.exception, InputError) and "--static" in str(refused.exception)
+    assert found.exception is None
+    static = vit((40, 20), False).id
+    assert (
+        json.loads(found.stdout)["path"] == str(tmp_path / f"{static}.onnx")
+        and batch_of(tmp_path / f"{static}.onnx") == 2
+    )
+
+
+def test_images_that_rounding_decides_on_need_the_same_class_alone(tmp_path: Path) -> None:
+    """The file keeps a patch of one image that the network drops; by a hair that is nothing, by more it is another network."""
+    arch = vit((40, 20), True)
+    images = arch.example(4)
+    built = pruned(arch, images)
+    threshold = thresholds_of(built, arch)[0]
+    trace: list[Chosen] = []
+    with torch.no_grad():
+        built(images, trace)
+        near = 64 * trace[0].scores[0].sort(descending=True).values[30].item()
+    for hair, passes in ((1e-6, True), (1e-2, False)):
+        torch.nn.init.constant_(threshold, near - hair)
+        path = export_onnx(built, arch.example(), tmp_path / "a.onnx")
+        kept = counts_of(built, [(images, images)])
+        torch.nn.init.constant_(threshold, near + hair)
+        assert counts_of(built, [(images, images)])[0, 0] < kept[0, 0]
+        if passes:
+            assert check_onnx(path, built, images, SINGLE).max_abs_diff <= 1e-5
+            assert float(np.abs(logits(path, images) - logits(built, images))[0].max()) > 1e-4
+        else:
+            with pytest.raises(InputError, match="gives other scores than the network"):
+                check_onnx(path, built, images, SINGLE)
+
+
+def test_rounding_decides_where_the_last_that_stays_is_as_good_as_the_next() -> None:
+    scores, kept = torch.tensor([0.4, 0.2, 0.2, 0.1]), torch.tensor([True, True, False, False])
+    assert _margin(scores, kept, None) == 0 < _margin(scores, kept.roll(2), 0.15)
+    assert _margin(scores, torch.ones(4, dtype=torch.bool), None) == float("inf")

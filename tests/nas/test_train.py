@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
 from nas.train.supernet import load_supernet, new_supernet, space_named, train_supernet
-from search_spaces import SPACES, InputError
+from search_spaces import SPACES, Arch, InputError
 from tests.nas.toy import toy, toy_space
+from tests.search_spaces.test_token_prune import hybrid, vit
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=5e-3)
 SPACE = toy_space()
@@ -254,6 +255,18 @@ def test_flags_of_the_distillation_need_a_teacher(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="name its teacher with --teacher"):
             retrained(tmp_path, "out", flag, "1")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [hybrid, vit])
+def test_a_network_that_keeps_fixed_numbers_of_patches_trains_as_any(make: Callable[..., Arch], tmp_path: Path) -> None:
+    arch = make((40, 16), False)
+    retrain(arch, toy(512), replace(RECIPE, epochs=10, lr=1e-2), tmp_path / "r")
+    network, _, _ = load_network(tmp_path / "r")
+    assert make is hybrid or accuracy(network, toy(512), "train") > 0.8, "without position tables no place is learned"
+    images, labels = toy(32).tensors("train").tensors
+    torch.nn.functional.cross_entropy(network.train()(images), labels).backward()
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
