@@ -10,13 +10,11 @@ the patches that the test images keep.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from arms import interval, parser
-from nas.train.thresholds import budget_of, learn_thresholds
 
 from compress import counts_of
 from nas import data as datasets
@@ -28,6 +26,7 @@ from nas.measure import measure_table
 from nas.target import Target
 from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, load_network, retrain
+from nas.train.thresholds import budget_of, learn_thresholds
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 
@@ -61,15 +60,14 @@ def compare(seed: int, epochs: int, data: Data, table: LatencyTable, runs: Path)
         equal, data, recipe, runs / f"equal-{seed}", start=start, teacher=Teacher(trained, 16, 1 / 3, 1.0), resume=True
     )
     adaptive = equal.keeping(adaptive=True)
-    # What thresholds cost to apply is the same for both, so that they differ in what they keep alone.
-    budget = replace(budget_of(equal, table), target=table.predict(equal).ms)
+    budget = budget_of(adaptive, table, table.predict(equal).ms)  # applying thresholds costs more, so they keep fewer
     found = learn_thresholds(adaptive, data, recipe, runs / f"learned-{seed}", budget, start=start, resume=True)
     hits = {
         name: correct(load_network(runs / f"{name}-{seed}")[0], data, "test") for name in ("dense", "equal", "learned")
     }
     learned, _, _ = load_network(runs / f"learned-{seed}")
     counts = counts_of(learned, list(data.loader("test", 250)))
-    ms = table.price_counts(equal, counts.numpy())
+    ms = table.price_counts(adaptive, counts.numpy())
     difference = hits["learned"].astype(float) - hits["equal"].astype(float)
     return {
         "seed": seed,

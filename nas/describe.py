@@ -24,9 +24,8 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
     Raises:
         MissingLatency: the table lacks rows of the network.
     """
-    mean = arch.keeping(adaptive=False)
-    terms = table.terms(mean) if table else (None,) * len(arch.blocks)
-    price = table.predict(mean) if table else None
+    terms = table.terms(arch) if table else (None,) * len(arch.blocks)
+    price = table.predict(arch) if table else None
     blocks = [
         {
             "index": index,

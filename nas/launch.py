@@ -211,7 +211,7 @@ def export_network(
         "top1_agreement": checked.top1_agreement,
         "images": checked.images,
     }
-    predicted = None if prices is None else prices.predict(named.arch.keeping(adaptive=False)).ms
+    predicted = None if prices is None else prices.predict(named.arch).ms
     return {**found, "measured_ms": taken, "predicted_ms": predicted}
 
 

@@ -89,7 +89,7 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
     if prices is None:
         curve, unit = curve_of(arch, lambda spec, state: spec.macs(state), range(1, max(total, 2) + 1)), "MACs"
     else:
-        curve, unit = prices.curve(arch.keeping(adaptive=False)), "ms"
+        curve, unit = prices.curve(arch.keeping(adaptive=True)), "ms"
 
     def cost(counts: list[int]) -> float:
         return float(curve([torch.tensor([count], dtype=torch.float64) for count in counts]))

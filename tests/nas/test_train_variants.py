@@ -72,10 +72,11 @@ def test_a_step_trains_the_depth_that_it_draws() -> None:
 
 
 def test_images_of_another_size_train_the_network_of_that_size() -> None:
-    network, recipe = fresh_network(ARCH, 0), replace(RECIPE, mixed_depth=False)
+    sides = (32, 48, 64)
+    network, recipe = fresh_network(ARCH, 0), replace(RECIPE, mixed_depth=False, sides=sides)
     table = network.blocks[2].token_mixer.attention_biases
     torch.nn.init.normal_(table)
-    for size in (32, 48, 64):
+    for size in sides:
         images, labels = toy_at(size, 16).tensors("train").tensors
         network.zero_grad()
         (loss,) = supervised(recipe, None, ARCH)(network, images, labels, 0)
@@ -84,7 +85,7 @@ def test_images_of_another_size_train_the_network_of_that_size() -> None:
         loss.backward()
         assert table.grad is not None and table.grad.any()
     step = next(step for step in range(20) if drawn_loops(3, RECIPE.seed, step) == 1)
-    (loss,) = supervised(RECIPE, None, ARCH)(network, images, labels, step)
+    (loss,) = supervised(replace(RECIPE, sides=sides), None, ARCH)(network, images, labels, step)
     logits = run_variant(network, ARCH, ARCH.at(64).with_loops(1), images)
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing))
 
