@@ -3,6 +3,7 @@ import torch
 
 from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.describe import describe
+from nas.latency import MissingLatency
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import (
@@ -98,11 +99,18 @@ def test_a_network_with_thresholds_is_counted_at_its_mean_numbers() -> None:
     assert found["params"] == params(zoo.arch("deit_tiny_patch16_224")) + 3
 
 
-def test_its_price_is_that_of_its_mean_numbers_too() -> None:
-    known = table(vit((40, 20), False))
-    static, adaptive = (describe(vit((40, 20), thresholds), known) for thresholds in (False, True))
-    assert adaptive["predicted_ms"] == static["predicted_ms"] > 0
-    assert [block["ms"] for block in adaptive["blocks"]] == [block["ms"] for block in static["blocks"]]
+def test_its_price_is_at_its_mean_numbers_and_has_the_rows_of_thresholds() -> None:
+    """Told by a table in which every row has a time of its own."""
+    static, adaptive = vit((40, 20), False), vit((40, 20), True)
+    known = table(static, adaptive)
+    found = [describe(arch, known) for arch in (static, adaptive)]
+    differing = [
+        one["kind"] for one, other in zip(*(each["blocks"] for each in found), strict=True) if one["ms"] != other["ms"]
+    ]
+    assert differing == ["token_prune"] * 2
+    assert found[1]["predicted_ms"] == known.predict(adaptive).ms > 0
+    with pytest.raises(MissingLatency, match="adaptive=1"):
+        describe(adaptive, table(static))
 
 
 class Odd(torch.nn.Module):
