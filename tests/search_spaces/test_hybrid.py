@@ -97,7 +97,7 @@ ALL = {
     "rich": {"pool", "depthwise", *FORMS, *ORDERS, ("loops", 1), ("loops", 2), ("nll", 0), ("nll", 1), ("groups", 2)},
     "late": {32, 48, 2, 3, "internal", "external", ("inverse", False), *(("locations", count) for count in range(3))},
 }
-ALL["hybrid_digits"] = ALL["rich"] - {"plain"} | {64, 48, 2, "external", ("inverse", False), ("locations", 2)}
+ALL["hybrid_digits"] = ALL["rich"] - {"plain"} | {64, 48, 2, "external", ("inverse", False), ("locations", 1)}
 ALL["hybrid"] = ALL["hybrid_digits"] - {48, 2} | {96, 3, 4, ("groups", 8), ("locations", 3)}
 
 
