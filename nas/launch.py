@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.data import SPLITS
+from nas.data import SPLITS, Data
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_onnx, export_onnx
@@ -23,6 +23,7 @@ from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
 from nas.tables import find_table, measured_ms, space_of
 from nas.target import Target
+from nas.thresholded import compare
 from nas.timing import time_networks
 from nas.train.loop import Recipe
 from nas.train.retrain import load_network
@@ -37,6 +38,7 @@ __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supe
 
 FORMATS = ("onnx",)
 RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
+TIMED_IMAGES = 64  # that a file whose time depends on the image is timed on, one by one
 
 
 def search_supernet(
@@ -81,6 +83,7 @@ def retrain_network(
     thresholds: bool = False,
     table: Path | None = None,
     target: str | None = None,
+    foreign: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
@@ -97,7 +100,7 @@ def retrain_network(
         raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
     named = network_named(name, budget_ms)
     named = named if image_size is None else named.at(image_size)
-    data = load_data(dataset, image_size=named.arch.image_size)
+    data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
     if named.arch.classes != data.classes and named.network is None:
         named = replace(named, arch=named.arch.with_classes(data.classes))
     if thresholds and temperature is None:
@@ -105,23 +108,33 @@ def retrain_network(
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
     train: Callable[..., dict[str, Any]] = run_retrain
     if thresholds:
-        train = partial(learn_thresholds, budget=_budget(named.arch, table, target))
+        train = partial(learn_thresholds, budget=_budget(named.arch, table, target, foreign))
     elif named.arch.keeping(adaptive=False) != named.arch:
         raise InputError(f"network {named.arch.id} has thresholds, which need a budget to be trained; add --thresholds")
     start = named.start_weights(data, recipe.seed)
     summary = train(named.arch, data, recipe, out, start=start, teacher=guide, resume=resume)
-    found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], data, "test")}
+    own = data.at(named.arch.image_size)
+    found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], own, "test")}
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")
     more = {name: value for name, value in summary.items() if name not in ("val_acc", "weights")}
     return {**found, **more, "weights": str(out / "weights.safetensors")}
 
 
-def _budget(arch: Arch, table: Path | None, target: str | None) -> Budget:
+def _training_data(name: str, image_size: int, *, with_teacher: bool) -> Data:
+    """The data at the network's size; for a teacher no smaller than they are by themselves, as the network's are resized then."""
+    data = load_data(name, image_size=image_size)
+    own = load_data(name).image_size if with_teacher else image_size
+    return data.at(max(image_size, own))
+
+
+def _budget(arch: Arch, table: Path | None, target: str | None, foreign: bool) -> Budget:
     """Of the numbers of patches in the network's specs: in ms of a table, or of a target's, else in MACs."""
     macs = budget_of(arch)  # which refuses what has none before anything is measured
     if table is None and target is None:
         return macs
-    return budget_of(arch, find_table(table, target, lambda: space_of(arch)))
+    prices = find_table(table, target, lambda: space_of(arch.keeping(adaptive=True)))
+    prices.check_machine(foreign)
+    return budget_of(arch, prices)
 
 
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:
@@ -181,7 +194,8 @@ def export_network(
 ) -> dict[str, Any]:
     """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, and its time.
 
-    With `static` it is that of the network that keeps of every image as many patches as stay on average.
+    With `static` it is that of the network that keeps of every image as many patches as stay on average. For a network with
+    thresholds, a table and `dataset`, `images_ms` holds the mean and the p95 over images, predicted and measured.
 
     Raises:
         InputError: no such network, format or target, a table of another target or machine, or a file that gives other
@@ -212,7 +226,11 @@ def export_network(
         "images": checked.images,
     }
     predicted = None if prices is None else prices.predict(named.arch).ms
-    return {**found, "measured_ms": taken, "predicted_ms": predicted}
+    spread: dict[str, Any] = {}
+    if prices is not None and dataset is not None and named.arch != named.arch.keeping(adaptive=False):
+        spread = compare(path, network, named.arch, images[:TIMED_IMAGES], prices, seed=seed)
+        spread = {"images_ms": {name: spread[name] for name in ("predicted", "measured", "ratio", "kept")}}
+    return {**found, "measured_ms": taken, "predicted_ms": predicted, **spread}
 
 
 def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:

@@ -35,13 +35,16 @@ class Plan:
 
 
 def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
-    """Up to `count` different networks of the space, fewer only where it has no more."""
-    rng = np.random.default_rng([seed, stream])
+    """Up to `count` different networks of the space, fewer only where it has no more; those to calibrate on are of every cost."""
+    rng, draw_one = (
+        np.random.default_rng([seed, stream]),
+        space.spread if stream == CALIBRATION_STREAM else space.sample,
+    )
     drawn: dict[Arch, None] = {}
     for _ in range(TRIES * count):
         if len(drawn) == count:
             break
-        drawn[space.sample(rng)] = None
+        drawn[draw_one(rng)] = None
     return tuple(drawn)
 
 
@@ -50,7 +53,7 @@ def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
     nets = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
     if table is None:
         return Plan(space.probes(), nets, sorted(nets, key=macs)[len(nets) // 2], {})
-    probes: dict[Arch, None] = {}
+    probes, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in space.probes()]
     for row in table.unmeasured(space.rows):
-        probes |= dict.fromkeys([probe for probe in space.probes() if row in probe.rows][:PROBES_A_ROW])
+        probes |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
     return Plan(tuple(probes), nets, table.reference, table.content.rows)

@@ -24,18 +24,25 @@ def tables_dir() -> Path:
 
 
 def space_of(arch: Arch) -> Space:
-    """A space that has the network among its own.
+    """A space whose rows price the network: those it measures, or behind a pruning location rows between them.
 
     Raises:
         InputError: there is none.
     """
     spaces = [build(classes=arch.classes) for build in SPACES.values()]
-    found = next((space for space in spaces if space.contains(arch)), None)
+    found = next((space for space in spaces if _prices(space, arch)), None)
     if found is None:
         raise InputError(
             f"network {arch.id} is in none of {', '.join(SPACES)}, whose rows could be measured; give --table FILE"
         )
     return found
+
+
+def _prices(space: Space, arch: Arch) -> bool:
+    """Whether a table of the space would have a price for the network."""
+    rows = set(space.rows)
+    kept = {(row.op, row.dims) for row in rows if ("kept", 1) in row.dims}
+    return all(row in rows or (row.op, row.dims) in kept for row in arch.rows)
 
 
 def find_table(path: Path | None, target: str | None, space: Callable[[], Space]) -> LatencyTable:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row, TokenPrune
 from search_spaces.errors import InputError
-from search_spaces.states import Logits, Map, State
+from search_spaces.states import Logits, Map, State, Tokens
 from search_spaces.tokens import Chosen, Kept
 
 __all__ = ["SCHEMA", "Arch", "Network"]
@@ -78,11 +78,13 @@ class Arch:
                 states.append(spec.output(states[-1]))
             except ValueError as error:
                 raise ValueError(f"block {position} ({spec.kind}): {error}") from error
-        for position in self.locations:
-            if self.blocks[position - 1].passes > 1 and self.blocks[position + 1].passes > 1:
-                raise ValueError(f"block {position} (token_prune) cannot lie inside an external loop")
         if not isinstance(states[-1], Logits):
             raise ValueError(f"the last block must give class scores, but the network ends in {states[-1]}")
+        for position in self.locations:
+            if all(spec.passes > 1 for spec in (self.blocks[position - 1], self.blocks[position + 1])):
+                raise ValueError(f"block {position} (token_prune) cannot lie inside an external loop")
+        if len({spec.adaptive for spec in self.blocks if isinstance(spec, TokenPrune)}) > 1:
+            raise ValueError("pruning locations choose by thresholds all, or none of them: adaptive must be the same")
         object.__setattr__(self, "states", tuple(states))
 
     @property
@@ -109,12 +111,18 @@ class Arch:
         return dataclasses.replace(self, blocks=(*body, dataclasses.replace(head, classes=classes)))
 
     def at(self, image_size: int) -> "Arch":
-        """The same network for images of another size.
+        """The same network for images of another size; pruning locations keep the same share of the grid's patches.
 
         Raises:
             ValueError: a block cannot run on what it gets there.
         """
-        return dataclasses.replace(self, image_size=image_size)
+        least = dataclasses.replace(self.keeping([1] * len(self.locations)), image_size=image_size)
+        keeps = []
+        for position in self.locations:
+            spec, old, new = self.blocks[position], self.states[position], least.states[position]
+            assert isinstance(spec, TokenPrune) and isinstance(old, Tokens) and isinstance(new, Tokens)
+            keeps.append(max(1, round(spec.keep * math.prod(new.grid) / math.prod(old.grid))))
+        return least.keeping(keeps)
 
     def with_loops(self, loops: int) -> "Arch":
         """The same network with no block applied more than `loops` times.

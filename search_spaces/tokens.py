@@ -23,7 +23,6 @@ __all__ = [
     "score",
     "soft_mask",
     "take",
-    "top_keep",
     "unpack",
 ]
 
@@ -143,22 +142,6 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     batch, count, channels = x.shape
     first = count * torch.arange(batch, device=x.device)[:, None]
     return x.reshape(-1, channels).index_select(0, (places + first).reshape(-1)).reshape(batch, -1, channels)
-
-
-def top_keep(scores: Tensor, keep: int) -> Tensor:
-    """(B, keep) places of the best of (B, N) scores, ascending; of equal scores the first are kept.
-
-    Raises:
-        ValueError: there are not so many tokens, or none is kept.
-    """
-    if not 1 <= keep <= scores.shape[-1]:
-        raise ValueError(f"1 <= keep <= tokens must hold, but got keep={keep} and {scores.shape[-1]} tokens")
-    # Without a stable sort, which ONNX lacks: all above the last kept score, then as many of its equals as there is room for.
-    last = scores.topk(keep).values[:, -1:]
-    above, equal = scores > last, scores == last
-    kept = above | (equal & (equal.cumsum(-1, dtype=torch.long) <= keep - above.sum(-1, keepdim=True)))
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.where(kept, places, scores.shape[-1]).topk(keep, largest=False).values
 
 
 def pack(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, DataName, Json, Out, Resume, Seed, show, whole_numbers
+from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed, show, whole_numbers
 
 __all__ = ["retrain"]
 
@@ -46,6 +46,7 @@ def retrain(
     mixed_depth: Annotated[bool, typer.Option("--mixed-depth", help=DEPTH)] = False,
     thresholds: Annotated[bool, typer.Option("--thresholds", help=THRESHOLDS)] = False,
     table: Annotated[Path | None, typer.Option("--table", help=TABLE)] = None,
+    foreign_table: Foreign = False,
     target: Annotated[str | None, typer.Option("--target", help=TARGET)] = None,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
@@ -81,6 +82,7 @@ def retrain(
         image_size=image_size,
         thresholds=thresholds,
         table=table,
+        foreign=foreign_table,
         target=target,
         resume=resume,
     )

@@ -83,7 +83,7 @@ def train_supernet(space: Space, data: Data, recipe: Recipe, out: Path, *, resum
         found = {}
         for name, arch in (("largest", space.largest), ("smallest", space.smallest)):
             network = supernet.extract(arch, supernet.recalibrate(arch, calibration_batches(data, recipe.seed)))
-            found[f"{name}_acc"] = accuracy(network, data, "val")
+            found[f"{name}_acc"] = accuracy(network, data.at(arch.image_size), "val")
         summary = run.finish({"supernet": str(out), **found})
         (out / "checkpoint.pt").unlink()
     return summary

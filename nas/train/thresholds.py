@@ -68,7 +68,7 @@ class Budget:
 def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = None) -> Budget:
     """The budget of a network with pruning locations: milliseconds where there are prices, else MACs.
 
-    An image costs what the network does that keeps as many patches of every image, without thresholds.
+    In milliseconds an image costs what the network with thresholds does that keeps as many patches of every image.
 
     Args:
         arch: what is to be trained.

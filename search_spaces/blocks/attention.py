@@ -1,5 +1,7 @@
 """Self-attention on tokens, whole or cut into groups, with an optional position bias."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,13 +42,21 @@ class Cut(nn.Module):
     def __init__(self, grid: tuple[int, int], groups: int, order: str, restore: bool, seed: int, biased: bool) -> None:
         super().__init__()
         self.groups, self.moves, self.restore = groups, order != "contiguous", restore
+        self.grid, self.biased = grid, biased
         tokens = arrangement(grid[0] * grid[1], groups, order, seed)
         if self.moves:
             self.register_buffer("order", tokens)
+        self._derive(tokens)
+        hooked: Any = self  # the method has no annotations
+        hooked.register_load_state_dict_post_hook(_follow)
+
+    def _derive(self, tokens: Tensor) -> None:
+        """The tables that follow from the order (N,), also from one that was loaded with weights."""
+        if self.moves:
             self.register_buffer("back", inverse(tokens), persistent=False)
-        if biased:
-            members = tokens.reshape(groups, -1)
-            index = offset_index(grid)[members[:, :, None], members[:, None, :]]
+        if self.biased:
+            members = tokens.reshape(self.groups, -1)
+            index = offset_index(self.grid).to(tokens.device)[members[:, :, None], members[:, None, :]]
             self.register_buffer("bias_index", index, persistent=False)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -63,6 +73,12 @@ class Cut(nn.Module):
         """(B * groups, N / groups) scores, each group's its own -> (B, N) in the order of the tokens, of one sum."""
         scores = scores.reshape(-1, scores.shape[1] * self.groups) / self.groups if self.groups > 1 else scores
         return scores[:, self.back] if self.moves else scores
+
+
+def _follow(cut: Cut, keys: object) -> None:
+    """Derive a cut's tables anew once weights are loaded, which may bring an order of their own."""
+    if cut.moves:
+        cut._derive(cut.order)
 
 
 class Attention(nn.Module):

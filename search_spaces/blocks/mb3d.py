@@ -184,6 +184,8 @@ class MB3D(BlockSpec):
         kept: tuple[tuple[str, int], ...] = (("kept", 1),) if source.pruned else ()
         widths = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
         bias = () if self.bias else (("unbiased", 1),)
+        if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
+            bias = (("places", source.grid[0] * source.grid[1]),)
         kept += residual_dims(self.residual) if self.residual == "plain" else ()
         rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
         for groups, order in self.cuts:

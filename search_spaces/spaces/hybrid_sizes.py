@@ -2,12 +2,11 @@
 
 from search_spaces.blocks import MB3D
 from search_spaces.blocks.mb3d import RECURSIONS
+from search_spaces.blocks.mb4d import MIXERS
 from search_spaces.grouping import ORDERS
 from search_spaces.spaces.hybrid import Hybrid, Stage
 
 __all__ = ["hybrid", "hybrid_digits"]
-
-MIXERS = ("pool", "depthwise")
 
 
 def hybrid_digits(classes: int = 10) -> Hybrid:

@@ -9,6 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nas.train.loop import Recipe
+from nas.train.supernet import new_supernet, sandwich
 from search_spaces import SPACES, Arch, InputError, Space, Supernet
 from search_spaces.blocks import MB4D, Head, Stem
 from search_spaces.resize import resized
@@ -151,6 +153,21 @@ def test_supernet_keeps_no_state(name: str) -> None:
     assert before.keys() == supernet.state_dict().keys()
     for key, tensor in supernet.state_dict().items():
         assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.slow
+def test_the_sandwich_reaches_every_shared_parameter_of_the_digits_space() -> None:
+    space = SPACES["hybrid_digits"]()
+    supernet, recipe = new_supernet(space, 0).train(), Recipe(epochs=1, batch_size=4)
+    losses, left = sandwich(space, recipe, 100), {name for name, _ in supernet.named_parameters()}
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    for step in range(100):
+        for loss in losses(supernet, images, labels, step):
+            loss.backward()
+        left -= {name for name, weight in supernet.named_parameters() if weight.grad is not None and weight.grad.any()}
+        if not left:
+            break
+    assert not left
 
 
 def of_all_forms(space: Space) -> list[Arch]:

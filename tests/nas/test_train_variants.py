@@ -18,10 +18,12 @@ from nas.evaluate import accuracy, calibration_batches
 from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
-from nas.train.supernet import train_supernet
+from nas.train.supernet import new_supernet, train_supernet
 from nas.train.variants import drawn_loops, step_logits
 from search_spaces import SPACES, Arch, InputError
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Stem
+from search_spaces.resize import resized
+from search_spaces.spaces.hybrid import Hybrid, Stage
 from search_spaces.variants import extract_variant, recalibrate_variant, run_variant, variant_weights
 from tests.nas.toy import Toy, toy, toy_space
 
@@ -223,3 +225,17 @@ def test_sizes_at_which_the_network_cannot_be_are_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"cannot take images of 36 pixels: block 1 .mb3d.: 81 tokens"):
         retrained(tmp_path / "a.json", tmp_path / "out", "--image-size", "36")
     assert not (tmp_path / "out").exists()
+
+
+def test_extremes_of_a_supernet_are_judged_at_their_own_resolution(tmp_path: Path) -> None:
+    stages = (Stage((8, 16), (1,)), Stage((8, 16), (1,), block=MB3D(2, 4, 8)))
+    space = Hybrid("two_sizes", (32, 16), stages, (0, 1), (1,), 0.5, classes=4)
+    data = toy_at(32, 256)
+    summary = train_supernet(space, data, Recipe(epochs=1, batch_size=64, augment=False), tmp_path / "s")
+    supernet = new_supernet(space, 0)
+    supernet.load_state_dict(load_weights(tmp_path / "s" / "supernet.safetensors"))
+    small = space.smallest
+    assert small.image_size == 16
+    network = supernet.extract(small, supernet.recalibrate(small, calibration_batches(data, 0)))
+    own = [(network(resized(images, 16)).argmax(1) == labels).float() for images, labels in data.loader("val", 250)]
+    assert summary["smallest_acc"] == pytest.approx(float(torch.cat(own).mean()))

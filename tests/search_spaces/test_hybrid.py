@@ -1,5 +1,6 @@
 """The hybrid space: its size, its partition rule, and which weights its networks share."""
 
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -194,6 +195,16 @@ def test_published_networks_are_points_of_the_space_at_224_pixels() -> None:
         assert width in stage.widths and unique in stage.depths and groups in stage.groups
         assert 2 in stage.loops and 1 in stage.nll and stage.block.key_dim == stage.block.value_dim == 32
         assert stage.block.heads == width // 32
+    space = hybrid()
+    for ratio in (3.6, 4):  # SReT-T and TL behind our stem, with a cheap first stage
+        parts = [Part(64, (2,))]
+        for s, (width, unique, groups) in enumerate(((64, 2, (8, 2)), (128, 5, (4, 1)), (256, 3, ())), 1):
+            orders = tuple("permuted" if loop and count > 1 else "contiguous" for loop, count in enumerate(groups))
+            block = replace(
+                space.plain(s), residual="coefficients", loops=2, nll=1, groups=groups, orders=orders, recursion="internal"
+            )
+            parts.append(Part(width, (), (ratio,) * unique, block=block))
+        assert space.contains(space.arch(parts))
 
 
 def test_partition_is_cut_to_the_depth(tiny: Hybrid) -> None:

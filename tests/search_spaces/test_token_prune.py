@@ -134,6 +134,8 @@ def test_macs_and_parameters_follow_the_kept_patches() -> None:
         ((Patch(8, 4), PLAIN, Head(2, pool="token")), "no class token to pool"),
         ((Patch(8, 4), ClassToken(), ClassToken(), Head(2)), "before all patches, once"),
         ((Patch(8, 5), Head(2)), "cannot be cut into patches of 5"),
+        ((Stem(8), BLOCK, TokenPrune(9, True), BLOCK, TokenPrune(4), BLOCK, Head(2)), "adaptive must be the same"),
+        ((Stem(8), MB3D(loops=2, recursion="external"), TokenPrune(4)), "last block must give class scores"),
     ],
 )
 def test_what_cannot_run_is_refused(blocks: tuple[BlockSpec, ...], message: str) -> None:
@@ -161,3 +163,10 @@ def test_an_external_loop_runs_its_blocks_in_turn() -> None:
     )
     with pytest.raises(ValueError, match="inside an external loop"):
         Arch(32, 3, (Stem(16), block, TokenPrune(9), block, Head(4)))
+
+
+def test_at_another_size_the_same_share_of_the_patches_stays() -> None:
+    assert [spec.keep for spec in hybrid((40, 20), True).at(64).blocks if isinstance(spec, TokenPrune)] == [160, 80]
+    smaller = vit((40, 20), False).at(16)
+    assert [spec.keep for spec in smaller.blocks if isinstance(spec, TokenPrune)] == [10, 5]
+    assert smaller.at(32) == vit((40, 20), False)

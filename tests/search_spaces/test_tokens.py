@@ -16,7 +16,6 @@ from search_spaces.tokens import (
     packed_score,
     score,
     soft_mask,
-    top_keep,
     unpack,
 )
 
@@ -159,19 +158,6 @@ def test_masked_softmax_is_differentiable_and_keeps_the_type() -> None:
     assert torch.equal(masked_softmax(half, mask), masked_softmax(half.float(), mask).to(torch.bfloat16))
 
 
-def test_top_keep_gives_the_best_in_order_and_the_first_of_equals() -> None:
-    scores = torch.tensor([[0.1, 0.9, 0.3, 0.9, 0.3], [0.5, 0.5, 0.5, 0.5, 0.5], [0.3, 0.3, 0.3, 0.8, 0.9]])
-    assert top_keep(scores, 3).tolist() == [[1, 2, 3], [0, 1, 2], [0, 3, 4]]
-    assert top_keep(torch.zeros(1, 500), 250).tolist() == [list(range(250))]  # long rows are where unstable sorts show
-    assert top_keep(scores, 5).tolist() == [[0, 1, 2, 3, 4]] * 3
-
-
-@pytest.mark.parametrize("keep", [0, 6])
-def test_top_keep_refuses_what_cannot_be_kept(keep: int) -> None:
-    with pytest.raises(ValueError, match=f"keep={keep} and 5 tokens"):
-        top_keep(torch.zeros(2, 5), keep)
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 10**6))
 def test_unpack_gives_each_image_its_kept_tokens(batch: int, count: int, seed: int) -> None:
@@ -229,11 +215,11 @@ def test_masked_training_and_packed_inference_agree(row: int | None) -> None:
 
 
 class Chosen(nn.Module):
-    """Both choices of tokens by score."""
+    """The choice of tokens by score."""
 
-    def forward(self, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, attention: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         scores = score(attention, context, 0)
-        return scores, top_keep(scores, 4), pack(context.transpose(1, 2), keep_above(scores, 1.0, 9))[0]
+        return scores, pack(context.transpose(1, 2), keep_above(scores, 1.0, 9))[0]
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
