@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["probes"]
 
-CHAIN = 6  # equal blocks in a probe: enough to tell a block's time from the fixed part
+CHAIN = 4  # equal blocks in a probe: enough to tell a block's time from the fixed part
 
 
 def probes(space: Hybrid, size: int) -> Iterator[list[Part]]:
