@@ -40,10 +40,10 @@ class Settings:
     data: str = "digits64"
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
-    trials: int = 32
+    trials: int = 30
     supernet_epochs: int = 1
     epochs: int = 2
-    batch_size: int = 32
+    batch_size: int = 48
     lr: float = 3e-3
     rounds: int = 6  # timing rounds of the latency table
     seed: int = 0

@@ -25,7 +25,7 @@ __all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_sea
 ASKS_PER_TRIAL = 60  # proposals that may be passed over, for each one that is evaluated
 NEAR = 0.85  # share of a budget from which on a network is worth a look: one that leaves more of it unused seldom wins
 PATIENCE = 30  # proposals that are far below every budget before one of them is evaluated all the same
-FINALISTS = 4  # candidates of a budget that are looked at on all validation images
+FINALISTS = 3  # candidates of a budget that are looked at on all validation images
 TIGHTENINGS = 6  # times that a budget is tightened when the measured winner is over it
 SAFETY = 0.995  # of the tightened budget, so that each round ends below the last
 
