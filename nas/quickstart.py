@@ -42,6 +42,7 @@ class Settings:
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
     trials: int = 30
     supernet_epochs: int = 1
+    supernet_batch_size: int = 24  # small: what a supernet lacks at first is steps
     epochs: int = 2
     batch_size: int = 48
     lr: float = 3e-3
@@ -78,7 +79,7 @@ class Quickstart:
     def _through(self) -> dict[str, Any]:
         started = time.monotonic()
         table = measure_table(self.space, self.target, self.out / "table", rounds=self.settings.rounds, resume=True)
-        recipe = self._recipe(self.settings.supernet_epochs)
+        recipe = self._recipe(self.settings.supernet_epochs, self.settings.supernet_batch_size)
         train_supernet(self.space, self.data, recipe, self.out / "supernet", resume=True)
         self.supernet, _ = load_supernet(self.out / "supernet")
         largest_ms = self._largest_ms(table)
@@ -102,9 +103,8 @@ class Quickstart:
         write_report(self.out, summary)
         return self.run.finish(summary)
 
-    def _recipe(self, epochs: int) -> Recipe:
-        settings = self.settings
-        return Recipe(epochs=epochs, batch_size=settings.batch_size, lr=settings.lr, seed=settings.seed)
+    def _recipe(self, epochs: int, batch_size: int) -> Recipe:
+        return Recipe(epochs=epochs, batch_size=batch_size, lr=self.settings.lr, seed=self.settings.seed)
 
     def _largest_ms(self, table: LatencyTable) -> float:
         """The largest network's measured latency, on which the budgets stand; measured once a run."""
@@ -148,7 +148,7 @@ class Quickstart:
         folder = self._folder(arch)
         score = Scorer(self.supernet, self.data, self.settings.seed)
         start = self.supernet.extract(arch, score.recalibrated(arch)).state_dict()
-        recipe = self._recipe(self.settings.epochs)
+        recipe = self._recipe(self.settings.epochs, self.settings.batch_size)
         retrain(arch, self.data, recipe, folder, start=start, teacher=teacher, resume=True)
         network, _, _ = load_network(folder)
         path = folder / "network.onnx"
