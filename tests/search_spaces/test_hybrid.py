@@ -201,7 +201,13 @@ def test_published_networks_are_points_of_the_space_at_224_pixels() -> None:
         for s, (width, unique, groups) in enumerate(((64, 2, (8, 2)), (128, 5, (4, 1)), (256, 3, ())), 1):
             orders = tuple("permuted" if loop and count > 1 else "contiguous" for loop, count in enumerate(groups))
             block = replace(
-                space.plain(s), residual="coefficients", loops=2, nll=1, groups=groups, orders=orders, recursion="internal"
+                space.plain(s),
+                residual="coefficients",
+                loops=2,
+                nll=1,
+                groups=groups,
+                orders=orders,
+                recursion="internal",
             )
             parts.append(Part(width, (), (ratio,) * unique, block=block))
         assert space.contains(space.arch(parts))
