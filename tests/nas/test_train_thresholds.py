@@ -43,6 +43,10 @@ class Clock:
         assert arch.keeping(adaptive=True) == arch, "thresholds have rows of their own"
         return lambda counts: sum(counts, torch.ones_like(counts[0]))
 
+    def check_machine(self, foreign: bool) -> None:
+        if not foreign:
+            raise InputError("measured on another machine")
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
@@ -240,7 +244,9 @@ def test_the_command_says_what_is_kept_and_what_it_costs(tmp_path: Path) -> None
 
 def test_the_command_takes_the_price_of_a_table(tmp_path: Path) -> None:
     with patch("nas.launch.find_table", lambda table, target, space: Clock() if target == "here" else None):
-        found = nas(tmp_path, ARCH, "--thresholds", "--target", "here")
+        with pytest.raises(InputError, match="another machine"):
+            nas(tmp_path, ARCH, "--thresholds", "--target", "here")
+        found = nas(tmp_path, ARCH, "--thresholds", "--target", "here", "--foreign-table")
     assert (found["cost_unit"], found["target_cost"], found["dense_cost"]) == ("ms", 57, 129)
 
 

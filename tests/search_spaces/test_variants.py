@@ -111,8 +111,9 @@ def test_a_vit_with_class_token_and_pruning_has_variants() -> None:
         network, images = arch.build().eval(), variant.example(3)
         alone = extract_variant(network, arch, variant)
         torch.testing.assert_close(run_variant(network, arch, variant, images), alone(images))
-    with pytest.raises(InputError, match="9 patches cannot be kept of 4"):
-        check_sides(vit, (16,))
+    check_sides(vit, (16,))  # where 2 of 4 patches are kept
+    with pytest.raises(InputError, match="cannot be cut into patches of 8"):
+        check_sides(vit, (12,))
 
 
 def test_an_external_loop_of_fewer_passes_is_the_network_with_fewer() -> None:
