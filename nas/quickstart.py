@@ -42,7 +42,7 @@ class Settings:
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
     trials: int = 30
     supernet_epochs: int = 1
-    supernet_batch_size: int = 24  # small: what a supernet lacks at first is steps
+    supernet_batch_size: int = 32  # smaller than the others: what a supernet lacks at first is steps
     epochs: int = 2
     batch_size: int = 48
     lr: float = 3e-3
