@@ -29,7 +29,7 @@ ARMS = {
 
 
 def main() -> None:
-    options = parser(__doc__, "results/groups.json", epochs=4).parse_args()
+    options = parser(__doc__, "results/groups.json", epochs=8).parse_args()
 
     def arms(seed: int) -> list[Arm]:
         return [Arm(name, arch, Recipe(options.epochs, 32, 2e-3, seed=seed)) for name, arch in ARMS.items()]

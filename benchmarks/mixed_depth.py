@@ -35,7 +35,7 @@ def by_loops(trained: Network, arch: Arch, data: Data) -> Mapping[str, Hits]:
 
 
 def main() -> None:
-    options = parser(__doc__, "results/mixed_depth.json", epochs=4).parse_args()
+    options = parser(__doc__, "results/mixed_depth.json", epochs=8).parse_args()
 
     def arms(seed: int) -> list[Arm]:
         def recipe(mixed: bool) -> Recipe:

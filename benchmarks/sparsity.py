@@ -90,7 +90,7 @@ def compare(seed: int, epochs: int, data: Data, table: LatencyTable, runs: Path)
 
 
 def main() -> None:
-    options = parser(__doc__, "results/sparsity.json", epochs=4).parse_args()
+    options = parser(__doc__, "results/sparsity.json", epochs=8).parse_args()
     data = datasets.load(options.data)
     table = measure_table(space(), Target.parse("cpu-ort-fp32-b1-t1"), options.runs / "table", resume=True)
     seeds = [compare(seed, options.epochs, data, table, options.runs) for seed in options.seeds]

@@ -21,6 +21,7 @@ from nas.search.engine import Plan, Search, Winner, run_search, supernet_config,
 from nas.search.score import Scorer
 from nas.tables import measured_ms, timed
 from nas.target import Target
+from nas.timing import ROUNDS
 from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, load_network, retrain
 from nas.train.supernet import load_supernet, space_named, train_supernet
@@ -29,6 +30,7 @@ from search_spaces.arch import Arch
 __all__ = ["Quickstart", "Settings"]
 
 VERIFICATIONS = 4  # times that a retrained winner may turn out over budget
+LONGER = 3  # times the rounds of a timing that decides whether it does
 CHECK_IMAGES = 1000  # search-validation images on which an exported file is compared with its network
 
 
@@ -41,10 +43,10 @@ class Settings:
     target: str = "cpu-ort-fp32-b1-t1"
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # budgets, of the largest network's measured latency
     trials: int = 30
+    largest_epochs: int = 2  # of the largest network alone, from which the supernet starts
     supernet_epochs: int = 1
-    supernet_batch_size: int = 32  # smaller than the others: what a supernet lacks at first is steps
-    epochs: int = 2
-    batch_size: int = 48
+    epochs: int = 1  # of the winners, and of the largest network once more, from the supernet's weights
+    batch_size: int = 24
     lr: float = 3e-3
     rounds: int = 6  # timing rounds of the latency table
     seed: int = 0
@@ -79,8 +81,8 @@ class Quickstart:
     def _through(self) -> dict[str, Any]:
         started = time.monotonic()
         table = measure_table(self.space, self.target, self.out / "table", rounds=self.settings.rounds, resume=True)
-        recipe = self._recipe(self.settings.supernet_epochs, self.settings.supernet_batch_size)
-        train_supernet(self.space, self.data, recipe, self.out / "supernet", resume=True)
+        recipe, first = self._recipe(self.settings.supernet_epochs), self.settings.largest_epochs
+        train_supernet(self.space, self.data, recipe, self.out / "supernet", largest_epochs=first, resume=True)
         self.supernet, _ = load_supernet(self.out / "supernet")
         largest_ms = self._largest_ms(table)
         search = self._search(table, largest_ms)
@@ -103,8 +105,9 @@ class Quickstart:
         write_report(self.out, summary)
         return self.run.finish(summary)
 
-    def _recipe(self, epochs: int, batch_size: int) -> Recipe:
-        return Recipe(epochs=epochs, batch_size=batch_size, lr=self.settings.lr, seed=self.settings.seed)
+    def _recipe(self, epochs: int) -> Recipe:
+        batch_size, lr = self.settings.batch_size, self.settings.lr
+        return Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=self.settings.seed)
 
     def _largest_ms(self, table: LatencyTable) -> float:
         """The largest network's measured latency, on which the budgets stand; measured once a run."""
@@ -148,7 +151,7 @@ class Quickstart:
         folder = self._folder(arch)
         score = Scorer(self.supernet, self.data, self.settings.seed)
         start = self.supernet.extract(arch, score.recalibrated(arch)).state_dict()
-        recipe = self._recipe(self.settings.epochs, self.settings.batch_size)
+        recipe = self._recipe(self.settings.epochs)
         retrain(arch, self.data, recipe, folder, start=start, teacher=teacher, resume=True)
         network, _, _ = load_network(folder)
         path = folder / "network.onnx"
@@ -170,7 +173,7 @@ class Quickstart:
             self.checked = {
                 winner.candidate.arch.id: self.retrained(winner.candidate.arch, teacher) for winner in winners
             }
-            self.timings = self._timed([winner.candidate.arch for winner in winners], table)
+            self.timings = self._timed(winners, table)
             winners = [replace(one, measured_ms=self.timings[one.candidate.arch.id]["ms"]) for one in winners]
             over = [winner for winner in winners if winner.measured_ms > winner.budget_ms]
             if not over:
@@ -181,14 +184,22 @@ class Quickstart:
             f"at {table.predict(search.cheapest).ms:.4g} ms: the machine is too noisy to time on"
         )
 
-    def _timed(self, archs: list[Arch], table: LatencyTable) -> dict[str, dict[str, float]]:
-        """How long each network's exported file takes, all timed together; recorded, so that a resumed run goes on alike."""
-        wanted = sorted({arch.id for arch in archs})
+    def _timed(self, winners: list[Winner], table: LatencyTable) -> dict[str, dict[str, float]]:
+        """How long each winner's exported file takes, all timed together; recorded, so that a resumed run goes on alike.
+
+        Where one seems over its budget, all are timed again for longer, and that counts: replacing a network takes a training.
+        """
+        budgets = {
+            winner.candidate.arch.id: winner.budget_ms for winner in reversed(winners)
+        }  # the least where it won two
         for record in self.run.records():
-            if record["event"] == "verified" and sorted(record["timings"]) == wanted:
+            if record["event"] == "verified" and record["timings"].keys() == budgets.keys():
                 return dict(record["timings"])
-        found = timed([self.out / "networks" / name / "network.onnx" for name in wanted], table, self.settings.seed)
-        timings = {name: asdict(timing) for name, timing in zip(wanted, found, strict=True)}
+        files = [self.out / "networks" / name / "network.onnx" for name in budgets]
+        found = timed(files, table, self.settings.seed)
+        if any(timing.ms > budget for timing, budget in zip(found, budgets.values(), strict=True)):
+            found = timed(files, table, self.settings.seed, LONGER * ROUNDS)
+        timings = {name: asdict(timing) for name, timing in zip(budgets, found, strict=True)}
         self.run.append({"event": "verified", "timings": timings})
         return timings
 

@@ -8,7 +8,7 @@ from nas.latency import LatencyTable
 from nas.measure import measure_table
 from nas.progress import say
 from nas.target import Target
-from nas.timing import Timing, time_networks
+from nas.timing import ROUNDS, Timing, time_networks
 from search_spaces import SPACES, Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -59,8 +59,8 @@ def find_table(path: Path | None, target: str | None, space: Callable[[], Space]
     return measure_table(space(), Target.parse(target), tables_dir(), resume=True)
 
 
-def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int) -> list[Timing]:
-    """Each network, timed end to end now and put at the table's clock; says so where that clock has moved.
+def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int, rounds: int = ROUNDS) -> list[Timing]:
+    """Each network, timed end to end now in `rounds` visits and put at the table's clock; says so where that clock has moved.
 
     Raises:
         InputError: a file is not a network for the table's target.
@@ -71,6 +71,7 @@ def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int) -> li
         reference=table.reference,
         reference_ms=table.reference_ms,
         statistic=table.statistic,
+        rounds=rounds,
         seed=seed,
     )
     drift = timings[0].drift

@@ -8,6 +8,7 @@ import numpy as np
 
 from nas.correction import Times, settle
 from nas.interleave import Timed, time_interleaved
+from nas.prepare import opened
 from nas.progress import progress, track
 from nas.runtimes import RUNTIMES, Session
 from nas.target import Target
@@ -50,12 +51,12 @@ def time_sessions(
     Raises:
         InputError: a file is not a network for the target.
     """
-    runtime = RUNTIMES[target.runtime]
-    sessions: dict[str, Session] = {}
+    runtime, sessions = RUNTIMES[target.runtime], dict[str, Session]()
+    built = opened([arch for arch in archs if isinstance(arch, Arch)], target)
     for arch in track(archs, "preparing networks", len(archs)):
-        opened = runtime.from_arch(arch, target) if isinstance(arch, Arch) else runtime.from_file(arch, target)
-        opened.close()
-        sessions[name_of(arch)] = opened
+        session = next(built) if isinstance(arch, Arch) else runtime.from_file(arch, target)
+        session.close()
+        sessions[name_of(arch)] = session
     return time_opened(
         sessions,
         reference,

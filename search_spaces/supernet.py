@@ -1,6 +1,6 @@
 """`Supernet`: one bank of shared weights that runs every network of a space, with no state between calls."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from fractions import Fraction
 
 import torch
@@ -73,13 +73,40 @@ class Supernet(nn.Module):
                 weights[f"blocks.{position}.{name}"] = view
         return weights
 
-    def _interpolated(self, key: str, name: str, spec: BlockSpec, state: State) -> Tensor | None:
-        """The weight `key`, a block's parameter `name`, from the nearest grid in the bank; None where it is on none."""
+    def _interpolated(
+        self, key: str, name: str, spec: BlockSpec, state: State, among: Container[str] | None = None
+    ) -> Tensor | None:
+        """The weight `key`, a block's parameter `name`, from the nearest grid in the bank; None where it is on none.
+
+        With `among`, of these weights alone.
+        """
         stem, _, grid = key.partition("@")
-        if stem not in self._grids:
+        grids = [other for other in self._grids.get(stem, ()) if among is None or f"{stem}@{other}" in among]
+        if not grids:
             return None
-        nearest = min(self._grids[stem], key=lambda other: _distance(grid_of(other), grid_of(grid)))
+        nearest = min(grids, key=lambda other: _distance(grid_of(other), grid_of(grid)))
         return spec.regrid(name, self.bank[f"{stem}@{nearest}"], state, grid_of(nearest))
+
+    @torch.no_grad()
+    def absorb(self, arch: Arch, weights: Mapping[str, Tensor]) -> None:
+        """Take a network's own weights, by their names in it, as the shared ones; on grids that it lacks, its interpolated.
+
+        Raises:
+            ValueError: `arch` is none of the space's, or is on a grid that the bank lacks.
+        """
+        taken: set[str] = set()
+        for slot, (position, (spec, state)) in zip(self.space.slots(arch), enumerate(arch.steps()), strict=True):
+            for name, key in _names(slot, spec, state):
+                if key not in self.bank:
+                    raise ValueError(f"network {arch.id} needs the weight {key}, which space {self.space.name} lacks")
+                own = weights[f"blocks.{position}.{name}"]
+                self.bank[key][tuple(slice(length) for length in own.shape)] = own
+                taken.add(key)
+        for slot, variants in self.space.bank.items():
+            for spec, state in variants:
+                for name, key in _names(slot, spec, state):
+                    if key not in taken and (fitted := self._interpolated(key, name, spec, state, taken)) is not None:
+                        self.bank[key].copy_(fitted)
 
     @property
     def _device(self) -> torch.device:
@@ -111,6 +138,13 @@ class Supernet(nn.Module):
         network = arch.build()
         network.load_state_dict({**network.state_dict(), **self.weights(arch), **stats})
         return network.eval()
+
+
+def _names(slot: str, spec: BlockSpec, state: State) -> Iterator[tuple[str, str]]:
+    """The name of each parameter of a block in it, and in the bank."""
+    block = spec.build(state)
+    for (name, _), (key, _) in zip(block.named_parameters(), _keyed(slot, spec, state, block), strict=True):
+        yield name, key
 
 
 def _keyed(slot: str, spec: BlockSpec, state: State, block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,6 +15,14 @@ def train(
     data: DataName,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 6,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
+    largest_epochs: Annotated[
+        int,
+        typer.Option(
+            "--largest-epochs",
+            min=0,
+            help="Train the largest network alone first, for so many epochs; the supernet starts from it.",
+        ),
+    ] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 2e-3,
     out: Out = Path("results/supernet"),
     seed: Seed = 0,
@@ -28,4 +36,5 @@ def train(
 
     images = datasets.load(data, image_size=space_named(space, 1).largest.image_size)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    show(train_supernet(space_named(space, images.classes), images, recipe, out, resume=resume), json)
+    networks = space_named(space, images.classes)
+    show(train_supernet(networks, images, recipe, out, largest_epochs=largest_epochs, resume=resume), json)

@@ -50,6 +50,8 @@ class Runtime:
     dtypes: tuple[str, ...]
     from_arch: Callable[[Arch, Target], Session]
     from_file: Callable[[Path, Target], Session]
+    prepare: Callable[[Arch, Target, Path], None]  # what is slow about `from_arch`, done by any process: writes a file
+    from_prepared: Callable[[Path, Target, str], Session]  # that file, the target and the network's name
 
 
 def _ort_arch(arch: Arch, target: Target) -> Session:
@@ -64,4 +66,18 @@ def _ort_file(path: Path, target: Target) -> Session:
     return onnxruntime.from_file(path, target)
 
 
-RUNTIMES: dict[str, Runtime] = {"ort": Runtime("onnxruntime", ("cpu",), ("fp32",), _ort_arch, _ort_file)}
+def _ort_prepare(arch: Arch, target: Target, path: Path) -> None:
+    from nas.runtimes import onnxruntime
+
+    onnxruntime.prepare(arch, target, path)
+
+
+def _ort_prepared(path: Path, target: Target, name: str) -> Session:
+    from nas.runtimes import onnxruntime
+
+    return onnxruntime.from_prepared(path, target, name)
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "ort": Runtime("onnxruntime", ("cpu",), ("fp32",), _ort_arch, _ort_file, _ort_prepare, _ort_prepared)
+}

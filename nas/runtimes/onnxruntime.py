@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU; needs no more than the `onnxruntime` and `onnx` packages."""
 
 import io
+import shutil
 import tempfile
 import time
 import warnings
@@ -19,7 +20,17 @@ from nas.target import Target
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
-__all__ = ["Session", "batch_of", "export_onnx", "fixed_images", "from_arch", "from_file", "random_network"]
+__all__ = [
+    "Session",
+    "batch_of",
+    "export_onnx",
+    "fixed_images",
+    "from_arch",
+    "from_file",
+    "from_prepared",
+    "prepare",
+    "random_network",
+]
 
 OPSET = 18
 SPREAD = 0.01  # of what is added to fresh weights
@@ -58,9 +69,27 @@ def from_arch(arch: Arch, target: Target) -> "Session":
     Raises:
         InputError: a network with thresholds, which takes images one by one, on a target with a larger batch.
     """
+    return Session(_random_graph(arch, target), target, arch.id)
+
+
+def prepare(arch: Arch, target: Target, path: Path) -> None:
+    """Write what `from_prepared` opens: the graph of `from_arch`, optimised for this machine.
+
+    Raises:
+        InputError: as `from_arch`.
+    """
+    _optimise(_random_graph(arch, target), target, arch.id, path)
+
+
+def from_prepared(path: Path, target: Target, name: str) -> "Session":
+    """A session of a prepared graph, which it takes to itself; `name` is what messages call it."""
+    return Session(path, target, name, prepared=True)
+
+
+def _random_graph(arch: Arch, target: Target) -> bytes:
     shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
     network = random_network(arch, torch.from_numpy(fixed_images(shape)))
-    return Session(export_onnx(network, arch.example(target.batch)), target, arch.id)
+    return export_onnx(network, arch.example(target.batch))
 
 
 def fixed_images(shape: Sequence[int]) -> NDArray[np.float32]:
@@ -127,8 +156,8 @@ class Session:
     memory.
     """
 
-    def __init__(self, model: Path | bytes, target: Target, name: str = "") -> None:
-        """Optimise the graph for this machine; `name` is what messages call it, else its path.
+    def __init__(self, model: Path | bytes, target: Target, name: str = "", *, prepared: bool = False) -> None:
+        """Optimise the graph for this machine, unless it is `prepared`; `name` is what messages call it, else its path.
 
         Raises:
             InputError: ONNX Runtime refuses the graph, or its input is not a batch of images of the target's size.
@@ -139,7 +168,11 @@ class Session:
         self._live: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="nas-ort-")  # removed with the session
         self._graph = Path(self._folder.name) / "optimised.onnx"
-        self._optimise(model)
+        if prepared:
+            assert isinstance(model, Path)
+            shutil.move(model, self._graph)
+        else:
+            _optimise(model, target, name, self._graph)
         described = self._session().get_inputs()
         shape = list(described[0].shape)
         if len(described) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
@@ -193,15 +226,16 @@ class Session:
             self._live = _open(str(self._graph), self.target, optimise=False)
         return self._live
 
-    def _optimise(self, model: Path | bytes) -> None:
-        from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
-        refusals = (ort.Fail, ort.InvalidProtobuf, ort.InvalidGraph, ort.InvalidArgument, ort.NotImplemented)
-        try:
-            _open(str(model) if isinstance(model, Path) else model, self.target, optimise=True, keep=self._graph)
-        except refusals as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ONNX Runtime cannot load {self.name} ({reason}); export it again") from error
+def _optimise(model: Path | bytes, target: Target, name: str, path: Path) -> None:
+    """Write the graph, optimised for this machine, to `path`."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    refusals = (ort.Fail, ort.InvalidProtobuf, ort.InvalidGraph, ort.InvalidArgument, ort.NotImplemented)
+    try:
+        _open(str(model) if isinstance(model, Path) else model, target, optimise=True, keep=path)
+    except refusals as error:
+        raise InputError(f"ONNX Runtime cannot load {name} ({str(error).splitlines()[0]}); export it again") from error
 
 
 def _open(model: str | bytes, target: Target, *, optimise: bool, keep: Path | None = None) -> Any:

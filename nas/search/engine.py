@@ -197,8 +197,7 @@ class Search:
             if candidate is None:
                 break
             key = candidate.arch.id
-            if key not in self.measured:
-                self._record({"event": "measured", "arch": key, "ms": self.measure([candidate.arch])[0]})
+            self._measure([candidate])
             if self.measured[key] <= budget_ms:
                 return Winner(budget_ms, candidate, self.measured[key], self.finals[key])
             limit = tightened(limit, candidate.high, budget_ms, self.measured[key])
@@ -210,8 +209,16 @@ class Search:
             f"{self.space.name} is predicted at {self.prices.predict(self.cheapest).ms:.4g} ms: raise --budget-ms"
         )
 
+    def _measure(self, candidates: Sequence[Candidate]) -> None:
+        """Measure those that were not measured before, all together."""
+        archs = {one.arch.id: one.arch for one in candidates if one.arch.id not in self.measured}
+        for name, ms in zip(archs, self.measure([*archs.values()]) if archs else (), strict=True):
+            self._record({"event": "measured", "arch": name, "ms": ms})
+
     def winners(self) -> list[Winner]:
         """The winner of every budget, in the order of the plan."""
+        best = [self.best_under(budget) for budget in self.plan.budgets]
+        self._measure([candidate for candidate in best if candidate is not None])
         return [self.winner(budget) for budget in self.plan.budgets]
 
 

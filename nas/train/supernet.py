@@ -1,6 +1,10 @@
-"""Supernet training: the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142, section 3)."""
+"""Supernet training: the sandwich rule with in-place distillation (BigNAS, arXiv 2003.11142, section 3).
+
+It may start from the largest network, trained alone first (once-for-all, arXiv 1908.09791, section 3.3).
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from nas.data import Data
 from nas.evaluate import accuracy, calibration_batches
 from nas.runs import Run, load_weights, save_weights
 from nas.train.loop import Objective, Recipe, fit
+from nas.train.retrain import load_network, retrain
 from search_spaces import SPACES, Space, Supernet
 from search_spaces.errors import InputError
 
@@ -21,6 +26,7 @@ __all__ = ["RANDOM_PER_STEP", "WEIGHTS", "load_supernet", "new_supernet", "sandw
 
 RANDOM_PER_STEP = 1  # random networks per step, beside the largest and the smallest
 WEIGHTS = "supernet.safetensors"
+LARGEST = "largest"  # folder of the largest network, trained alone first
 
 
 def space_named(name: str, classes: int) -> Space:
@@ -41,10 +47,11 @@ def new_supernet(space: Space, seed: int) -> Supernet:
         return Supernet(space)
 
 
-def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
+def sandwich(space: Space, recipe: Recipe, steps: int, *, trained: bool = False) -> Objective:
     """The objective: the largest network learns the labels; the smallest and random ones, of every cost, its scores too.
 
-    The share of those scores grows over the `steps` from none to all, because those of an untrained network say nothing.
+    The share of those scores grows over the `steps` from none to all, because those of an untrained network say nothing;
+    where the largest network is `trained` to begin with, there are no labels beside them.
     """
 
     def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
@@ -55,29 +62,48 @@ def sandwich(space: Space, recipe: Recipe, steps: int) -> Objective:
         for arch in (space.smallest, *(space.spread(rng) for _ in range(RANDOM_PER_STEP))):
             logits = model(images, arch)
             supervised = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
-            yield torch.lerp(supervised, distillation(logits, teacher), step / steps)
+            yield torch.lerp(supervised, distillation(logits, teacher), 1.0 if trained else step / steps)
 
     return losses
 
 
-def train_supernet(space: Space, data: Data, recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def train_supernet(
+    space: Space, data: Data, recipe: Recipe, out: Path, *, largest_epochs: int = 0, resume: bool = False
+) -> dict[str, Any]:
     """Train a supernet of `space` into the run folder `out`; returns the run's summary.
 
+    Args:
+        space: whose networks share the weights.
+        data: what it is trained on.
+        recipe: how.
+        out: the run's folder.
+        largest_epochs: for which the largest network is trained alone first, by the same recipe, into the run folder
+            `out/largest`; the supernet starts from its weights, and all others learn from its scores alone. 0: fresh weights.
+        resume: go on with what is in `out`.
+
     Raises:
-        InputError: data and space disagree on image size or classes, or `out` holds another run.
+        InputError: data and space disagree on image size or classes, `largest_epochs` is negative, or `out` holds another run.
     """
+    if largest_epochs < 0:
+        raise InputError(f"the epochs of the largest network alone must be at least 0, got {largest_epochs}")
     if data.image_size != space.largest.image_size or data.classes != space.classes:
         raise InputError(
             f"space {space.name} takes {space.largest.image_size}-pixel images of {space.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
         )
     config = {"space": space.name, "classes": space.classes, "data": data.name, "recipe": vars(recipe)}
+    if largest_epochs:
+        config["largest_epochs"] = largest_epochs
     run = Run.start(out, "train", config, resume=resume)
     if run.summary is not None:
         return run.summary
     with run.locked():
         supernet = new_supernet(space, recipe.seed)
-        objective = sandwich(space, recipe, recipe.steps(data))
+        if largest_epochs:
+            first = replace(recipe, epochs=largest_epochs)
+            retrain(space.largest, data, first, out / LARGEST, resume=True)
+            supernet.absorb(space.largest, load_network(out / LARGEST)[0].state_dict())
+        objective = sandwich(space, recipe, recipe.steps(data), trained=largest_epochs > 0)
         fit(supernet, objective, data, recipe, out / "checkpoint.pt", f"supernet {space.name}")
         save_weights(out / WEIGHTS, supernet.state_dict())
         found = {}

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ import torch
 
 from nas.latency import LatencyTable
 from nas.measure import measure_table, table_stem
+from nas.prepare import opened
 from nas.runtimes import RUNTIMES
 from nas.runtimes.onnxruntime import Session, export_onnx
 from nas.target import Target
 from nas.timing import time_networks
 from nas.validate import validate
 from nas.visits import REFERENCE
+from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
@@ -218,6 +221,22 @@ def test_a_session_gives_the_same_logits_after_it_was_closed_and_opened_again() 
     assert len(times) == 7 and min(times) > 0
     other = RUNTIMES["ort"].from_arch(tiny().smallest, TARGET)
     assert np.array_equal(other.run(images), before), "the random weights are the same ones on every day"
+
+
+def test_networks_prepared_by_other_processes_are_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    archs = [tiny().largest, tiny().smallest]
+    monkeypatch.setattr("nas.prepare.FEW", 2)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    built = patch("nas.runtimes.onnxruntime.from_arch", side_effect=AssertionError)  # what this process would call
+    with built:
+        found = list(opened(archs, TARGET))
+    assert [session.name for session in found] == [arch.id for arch in archs]
+    for arch, session in zip(archs, found, strict=True):
+        images = arch.example(seed=1).numpy()
+        assert np.array_equal(session.run(images), RUNTIMES["ort"].from_arch(arch, TARGET).run(images))
+    late = Arch.from_json(zoo.arch("asvit_deit_tiny").to_json())
+    with pytest.raises(InputError, match="one by one"):
+        list(opened([late, late], Target.parse("cpu-ort-fp32-b2-t1")))
 
 
 def test_files_that_are_no_network_for_the_target_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from nas.evaluate import accuracy, calibration_batches, correct
 from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
-from nas.train.supernet import load_supernet, new_supernet, space_named, train_supernet
+from nas.train.supernet import LARGEST, load_supernet, new_supernet, sandwich, space_named, train_supernet
 from search_spaces import SPACES, Arch, InputError
 from tests.nas.toy import toy, toy_space
 from tests.search_spaces.test_token_prune import hybrid, vit
@@ -46,6 +46,37 @@ def test_the_supernet_learns_and_so_do_its_extremes(tmp_path: Path) -> None:
     assert accuracy(network, toy(), "val") == pytest.approx(summary["largest_acc"])
     assert run.config["space"] == "hybrid_toy"
     assert not (tmp_path / "s" / "checkpoint.pt").exists()
+
+
+def test_a_supernet_starts_from_the_largest_network_and_then_follows_its_scores_alone(tmp_path: Path) -> None:
+    still = replace(RECIPE, epochs=1, lr=1e-9, weight_decay=0.0)
+    with patch("nas.train.supernet.replace", lambda recipe, epochs: replace(RECIPE, epochs=epochs)):
+        summary = train_supernet(SPACE, toy(), still, tmp_path / "s", largest_epochs=6)
+    largest, arch, run = load_network(tmp_path / "s" / LARGEST)
+    assert arch == SPACE.largest and run.config["recipe"]["epochs"] == 6
+    assert (
+        summary["largest_acc"] == pytest.approx(accuracy(largest, toy(), "val"), abs=0.05)
+        and summary["largest_acc"] > 0.7
+    )
+    supernet, run = load_supernet(tmp_path / "s")
+    assert run.config["largest_epochs"] == 6
+    for name, weight in supernet.weights(arch).items():
+        torch.testing.assert_close(weight.detach(), largest.state_dict()[name], rtol=0, atol=1e-5)
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(4, (8,))
+    ours, others = (
+        [
+            [
+                float(loss.detach())
+                for loss in sandwich(SPACE, RECIPE, 9, trained=trained)(supernet.train(), images, given, 0)
+            ]
+            for given in (labels, 3 - labels)
+        ]
+        for trained in (True, False)
+    )
+    assert ours[0][0] != ours[1][0] and ours[0][1:] == ours[1][1:], "only the largest network learns the labels"
+    assert others[0][1:] != others[1][1:]
+    with pytest.raises(InputError, match="at least 0"):
+        train_supernet(SPACE, toy(), still, tmp_path / "t", largest_epochs=-1)
 
 
 def test_retraining_starts_from_given_weights_and_follows_the_teacher(tmp_path: Path) -> None:

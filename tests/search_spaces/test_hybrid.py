@@ -275,6 +275,26 @@ def test_networks_run_at_sizes_that_were_never_trained(tiny: Hybrid) -> None:
     assert supernet.bank[key].grad is not None and supernet.bank[key].grad.abs().sum() > 0
 
 
+def test_a_supernet_gives_the_logits_of_the_network_that_it_absorbed(late: Hybrid) -> None:
+    supernet, arch = Supernet(late).eval(), late.largest
+    network = arch.build().train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    before = {key: value.clone() for key, value in supernet.bank.items()}
+    supernet.absorb(arch, network.state_dict())
+    images = arch.example(4)
+    with torch.no_grad():
+        torch.testing.assert_close(supernet.train()(images, arch), network(images), rtol=1e-5, atol=1e-5)
+    untouched = {key for key, value in supernet.bank.items() if torch.equal(value, before[key])}
+    assert not {key for key in untouched if "@" in key}, (
+        "position biases on every grid are those of the network, or interpolated"
+    )
+    biases = [key for key in supernet.bank if "@" in key]
+    grids = {key.partition("@")[2] for key in biases}
+    assert len(grids) > 1
+
+
 def test_the_nearest_grid_is_taken_and_of_two_the_larger() -> None:
     """A bank with the grids of two sizes, as a space with a choice of resolution has."""
 
