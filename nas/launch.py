@@ -83,19 +83,23 @@ def retrain_network(
     thresholds: bool = False,
     table: Path | None = None,
     target: str | None = None,
+    target_cost: float | None = None,
     foreign: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas retrain`: accuracies on the test split, read once training is over.
 
     With `image_size` it is the network at that size, from the same weights. Those of training at several depths are on
-    search-validation. With `thresholds`, the patches kept are learned too, against a budget in ms if there is a table or target.
+    search-validation. With `thresholds`, the patches kept are learned too, against a budget in ms if there is a table or target;
+    `target_cost` is that budget, by default what the network costs with the numbers of patches in its specs.
 
     Raises:
         InputError: no such network or teacher, they do not fit the data, or what is set needs something that is not.
     """
     if not thresholds and (table is not None or target is not None):
         raise InputError("--table and --target give the budget of thresholds in ms; add --thresholds")
+    if not thresholds and target_cost is not None:
+        raise InputError("--target-cost is the budget of thresholds; add --thresholds")
     if teacher is None and (teacher_weight is not None or temperature is not None):
         raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
     named = network_named(name, budget_ms)
@@ -108,7 +112,7 @@ def retrain_network(
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
     train: Callable[..., dict[str, Any]] = run_retrain
     if thresholds:
-        train = partial(learn_thresholds, budget=_budget(named.arch, table, target, foreign))
+        train = partial(learn_thresholds, budget=_budget(named.arch, table, target, target_cost, foreign))
     elif named.arch.keeping(adaptive=False) != named.arch:
         raise InputError(f"network {named.arch.id} has thresholds, which need a budget to be trained; add --thresholds")
     start = named.start_weights(data, recipe.seed)
@@ -127,14 +131,14 @@ def _training_data(name: str, image_size: int, *, with_teacher: bool) -> Data:
     return data.at(max(image_size, own))
 
 
-def _budget(arch: Arch, table: Path | None, target: str | None, foreign: bool) -> Budget:
-    """Of the numbers of patches in the network's specs: in ms of a table, or of a target's, else in MACs."""
-    macs = budget_of(arch)  # which refuses what has none before anything is measured
+def _budget(arch: Arch, table: Path | None, target: str | None, cost: float | None, foreign: bool) -> Budget:
+    """`cost`, or that of the numbers of patches in the network's specs: in ms of a table, or of a target's, else in MACs."""
     if table is None and target is None:
-        return macs
+        return budget_of(arch, target=cost)
+    budget_of(arch)  # which refuses a network without locations before anything is measured
     prices = find_table(table, target, lambda: space_of(arch.keeping(adaptive=True)))
     prices.check_machine(foreign)
-    return budget_of(arch, prices)
+    return budget_of(arch, prices, cost)
 
 
 def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ THRESHOLDS = (
 )
 TABLE = "With --thresholds: latency table whose ms are the cost, else MACs are."
 TARGET = "With --thresholds: target whose ms are the cost, from this machine's table of it."
+COST = "With --thresholds: mean cost to hold, in ms with --table or --target, else in MACs."
 
 
 def retrain(
@@ -48,6 +49,9 @@ def retrain(
     table: Annotated[Path | None, typer.Option("--table", help=TABLE)] = None,
     foreign_table: Foreign = False,
     target: Annotated[str | None, typer.Option("--target", help=TARGET)] = None,
+    target_cost: Annotated[
+        float | None, typer.Option("--target-cost", help=COST, show_default="what the network costs as it is")
+    ] = None,
     out: Out = Path("results/retrain"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -84,6 +88,7 @@ def retrain(
         table=table,
         foreign=foreign_table,
         target=target,
+        target_cost=target_cost,
         resume=resume,
     )
     show(found, json)

@@ -250,9 +250,29 @@ def test_the_command_takes_the_price_of_a_table(tmp_path: Path) -> None:
     assert (found["cost_unit"], found["target_cost"], found["dense_cost"]) == ("ms", 57, 129)
 
 
+def test_the_command_holds_the_cost_that_it_is_given(tmp_path: Path) -> None:
+    wanted = 0.8 * macs(ARCH)
+    found = nas(tmp_path, ARCH, "--thresholds", "--target-cost", str(wanted))
+    assert found["target_cost"] == wanted and found["held_cost"] <= wanted < macs(ARCH)
+    with patch("nas.launch.find_table", lambda table, target, space: Clock()):
+        flags = (
+            "--thresholds",
+            "--target",
+            "here",
+            "--foreign-table",
+            "--target-cost",
+            "40",
+            "--out",
+            str(tmp_path / "m"),
+        )
+        assert nas(tmp_path, ARCH, *flags)["held_cost"] <= 40
+
+
 @pytest.mark.parametrize(
     ("arch", "flags", "message"),
     [
+        (ARCH, ("--target-cost", "1e6"), "add --thresholds"),
+        (ARCH, ("--thresholds", "--target-cost", "1"), "with one patch of each image: its budget must be at least"),
         (ARCH, ("--target", "cpu-ort-fp32-b1-t1"), "add --thresholds"),
         (ARCH, ("--table", "t.csv"), "add --thresholds"),
         (ARCH.keeping(adaptive=True), (), "need a budget to be trained; add --thresholds"),
