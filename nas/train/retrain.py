@@ -19,7 +19,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides
 
-__all__ = ["Teacher", "check_fit", "fresh_network", "load_network", "retrain"]
+__all__ = ["Teacher", "asked", "check_fit", "fresh_network", "load_network", "retrain"]
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,7 @@ def retrain(
         InputError: network, data, recipe or teacher do not fit each other, or `out` holds another run.
     """
     check_fit(arch, data, recipe, teacher)
-    config = {
-        "arch": arch.id,
-        "data": data.name,
-        "recipe": vars(recipe),
-        "start": None if start is None else digest(start),
-        "teacher": None if teacher is None else teacher.described(),
-    }
-    run = Run.start(out, "retrain", config, resume=resume)
+    run = Run.start(out, "retrain", asked(arch, data, recipe, start, teacher), resume=resume)
     if run.summary is not None:
         return run.summary
     with run.locked():
@@ -124,6 +117,19 @@ def retrain(
         summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
+
+
+def asked(
+    arch: Arch, data: Data, recipe: Recipe, start: dict[str, Tensor] | None, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What a training run is resumed by: all that decides its weights."""
+    return {
+        "arch": arch.id,
+        "data": data.name,
+        "recipe": vars(recipe),
+        "start": None if start is None else digest(start),
+        "teacher": None if teacher is None else teacher.described(),
+    }
 
 
 def check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -> None:

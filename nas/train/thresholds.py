@@ -12,9 +12,9 @@ from compress import budget_loss, calibrate, counts_of, curve_of, hold, threshol
 from compress.token_losses import Curve
 from nas.data import Data
 from nas.evaluate import accuracy, calibration_batches
-from nas.runs import Run, digest
+from nas.runs import Run
 from nas.train.loop import Objective, Recipe, fit
-from nas.train.retrain import Teacher, check_fit, fresh_network
+from nas.train.retrain import Teacher, asked, check_fit, fresh_network
 from nas.train.teachers import Adapted
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks.token_prune import TEMPERATURE
@@ -183,14 +183,7 @@ def learn_thresholds(
     check_fit(arch, data, recipe, teacher)
     if teacher is None and start is not None:
         teacher = dense_teacher(arch, start, data)
-    config = {
-        "arch": arch.id,
-        "data": data.name,
-        "recipe": vars(recipe),
-        "start": None if start is None else digest(start),
-        "teacher": None if teacher is None else teacher.described(),
-        "budget": budget.described(),
-    }
+    config = {**asked(arch, data, recipe, start, teacher), "budget": budget.described()}
     run = Run.start(out, "retrain", config, resume=resume)
     if run.summary is not None:
         return run.summary
