@@ -138,7 +138,13 @@ def _clear(network: nn.Module, trace: list[Chosen], count: int) -> NDArray[np.bo
 
 
 def _margin(scores: Tensor, kept: Tensor, cut: float | None) -> float:
-    """How far the scores (n,) of an image are from what decides: a threshold, or those of the patches on the other side."""
-    if cut is not None:
-        return float((scores - cut).abs().min())
-    return float(scores[kept].min() - scores[~kept].max()) if not kept.all() else math.inf
+    """How far the scores (n,) of an image are from what decides: a threshold, or those of the patches on the other side.
+
+    The best patch stays whatever the threshold: of it, either that or the second best must be far.
+    """
+    if cut is None:
+        return float(scores[kept].min() - scores[~kept].max()) if not kept.all() else math.inf
+    if len(scores) == 1:
+        return math.inf
+    best, others = scores.max(), scores.sort(descending=True).values[1:]
+    return float(torch.minimum((others - cut).abs().min(), torch.maximum(best - cut, best - others[0])))

@@ -184,3 +184,18 @@ def test_rounding_decides_where_the_last_that_stays_is_as_good_as_the_next() -> 
     scores, kept = torch.tensor([0.4, 0.2, 0.2, 0.1]), torch.tensor([True, True, False, False])
     assert _margin(scores, kept, None) == 0 < _margin(scores, kept.roll(2), 0.15)
     assert _margin(scores, torch.ones(4, dtype=torch.bool), None) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("scores", "cut", "margin"),
+    [
+        ((0.5, 0.3, 0.1), 0.4, 0.1),
+        ((0.41, 0.1, 0.05), 0.4, 0.3),  # the best stays even if it is not above the threshold
+        ((0.31, 0.3, 0.1), 0.4, 0.01),  # none is above it: which one is the best decides
+        ((0.31, 0.3, 0.1), 0.2, 0.1),
+        ((0.4,), 0.4, float("inf")),
+    ],
+)
+def test_the_best_patch_stays_whatever_the_threshold(scores: tuple[float, ...], cut: float, margin: float) -> None:
+    own = torch.tensor(scores).roll(1)
+    assert _margin(own, own > cut, cut) == pytest.approx(margin)
