@@ -5,7 +5,8 @@
 A hybrid of six 3D blocks on 64 tokens with three pruning locations. For each seed a dense network is trained; from it, with it
 as teacher and by the same epochs: "equal": at every location .7 of the patches that reach it stay, the same number for each
 image; "learned": thresholds, on a budget of the milliseconds that "equal" takes by the latency table of this machine, which is
-measured first. Accuracies are on the test split, intervals a paired bootstrap over its images; milliseconds are the table's for
+measured first; "learned_macs": the same on a budget of the MACs of "equal", as a network with thresholds takes more milliseconds
+than one that keeps as many patches of every image. Accuracies are on the test split, intervals a paired bootstrap over its images; milliseconds are the table's for
 the patches that the test images keep.
 """
 
@@ -31,6 +32,7 @@ from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Part, Stage
 
 SHARES = (0.7, 0.49, 0.343)  # of the 64 patches, at the three locations
+LEARNED = ("learned", "learned_macs")
 LR = 5e-4  # of what starts from the dense network
 
 
@@ -62,28 +64,30 @@ def compare(seed: int, epochs: int, data: Data, table: LatencyTable, runs: Path)
     adaptive = equal.keeping(adaptive=True)
     budget = budget_of(adaptive, table, table.predict(equal).ms)  # applying thresholds costs more, so they keep fewer
     found = learn_thresholds(adaptive, data, recipe, runs / f"learned-{seed}", budget, start=start, resume=True)
+    learn_thresholds(adaptive, data, recipe, runs / f"learned_macs-{seed}", budget_of(equal), start=start, resume=True)
     hits = {
-        name: correct(load_network(runs / f"{name}-{seed}")[0], data, "test") for name in ("dense", "equal", "learned")
+        name: correct(load_network(runs / f"{name}-{seed}")[0], data, "test") for name in ("dense", "equal", *LEARNED)
     }
-    learned, _, _ = load_network(runs / f"learned-{seed}")
-    counts = counts_of(learned, list(data.loader("test", 250)))
-    ms = table.price_counts(adaptive, counts.numpy())
-    difference = hits["learned"].astype(float) - hits["equal"].astype(float)
+    counts = {
+        name: counts_of(load_network(runs / f"{name}-{seed}")[0], list(data.loader("test", 250))) for name in LEARNED
+    }
+    ms = {name: table.price_counts(adaptive, own.numpy()) for name, own in counts.items()}
+    differences = {name: hits[name].astype(float) - hits["equal"].astype(float) for name in LEARNED}
     return {
         "seed": seed,
         "test_acc": {name: float(own.mean()) for name, own in hits.items()},
-        "learned_less_equal": float(difference.mean()),
-        "interval95": interval(difference),
+        "less_equal": {name: float(own.mean()) for name, own in differences.items()},
+        "interval95": {name: interval(own) for name, own in differences.items()},
         "ms": {
             "dense": table.predict(dense).ms,
             "equal": table.predict(equal).ms,
-            "learned_mean": float(ms.mean()),
-            "learned_p95": float(np.quantile(ms, 0.95)),
+            **{f"{name}_mean": float(own.mean()) for name, own in ms.items()},
+            **{f"{name}_p95": float(np.quantile(own, 0.95)) for name, own in ms.items()},
         },
         "kept": {
             "equal": keeps,
-            "learned_mean": counts.double().mean(0).tolist(),
-            "learned_std": counts.double().std(0).tolist(),
+            **{f"{name}_mean": own.double().mean(0).tolist() for name, own in counts.items()},
+            **{f"{name}_std": own.double().std(0).tolist() for name, own in counts.items()},
         },
         "training": found,
     }
@@ -96,7 +100,7 @@ def main() -> None:
     seeds = [compare(seed, options.epochs, data, table, options.runs) for seed in options.seeds]
     found = {
         "command": f"python benchmarks/sparsity.py --seeds {' '.join(map(str, options.seeds))} --epochs {options.epochs}",
-        "mean_learned_less_equal": float(np.mean([one["learned_less_equal"] for one in seeds])),
+        "mean_less_equal": {name: float(np.mean([one["less_equal"][name] for one in seeds])) for name in LEARNED},
         "seeds": seeds,
         "table": {"verdict": table.verdict, "id": table.id},
         "machine": dict(table.content.fingerprint),

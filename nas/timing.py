@@ -52,11 +52,11 @@ def time_sessions(
         InputError: a file is not a network for the target.
     """
     runtime, sessions = RUNTIMES[target.runtime], dict[str, Session]()
-    built = opened([arch for arch in archs if isinstance(arch, Arch)], target)
-    for arch in track(archs, "preparing networks", len(archs)):
-        session = next(built) if isinstance(arch, Arch) else runtime.from_file(arch, target)
-        session.close()
-        sessions[name_of(arch)] = session
+    with opened([arch for arch in archs if isinstance(arch, Arch)], target) as built:
+        for arch in track(archs, "preparing networks", len(archs)):
+            session = next(built) if isinstance(arch, Arch) else runtime.from_file(arch, target)
+            session.close()
+            sessions[name_of(arch)] = session
     return time_opened(
         sessions,
         reference,

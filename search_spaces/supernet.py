@@ -91,6 +91,8 @@ class Supernet(nn.Module):
     def absorb(self, arch: Arch, weights: Mapping[str, Tensor]) -> None:
         """Take a network's own weights, by their names in it, as the shared ones; on grids that it lacks, its interpolated.
 
+        What it does not have, such as the weights of another mixer, stays as it is.
+
         Raises:
             ValueError: `arch` is none of the space's, or is on a grid that the bank lacks.
         """

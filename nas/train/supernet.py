@@ -61,8 +61,11 @@ def sandwich(space: Space, recipe: Recipe, steps: int, *, trained: bool = False)
         teacher = logits.detach()
         for arch in (space.smallest, *(space.spread(rng) for _ in range(RANDOM_PER_STEP))):
             logits = model(images, arch)
-            supervised = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
-            yield torch.lerp(supervised, distillation(logits, teacher), 1.0 if trained else step / steps)
+            loss = distillation(logits, teacher)
+            if not trained:
+                supervised = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+                loss = torch.lerp(supervised, loss, step / steps)
+            yield loss
 
     return losses
 

@@ -76,7 +76,7 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         target: mean cost over the images; by default what the network costs with the numbers of patches in its specs.
 
     Raises:
-        InputError: the network drops nothing, or costs more than `target` with one patch of each image.
+        InputError: the network drops nothing, or costs more than `target` with one patch of each image, or less with all.
         MissingLatency: `prices` lacks rows of the network.
     """
     if not arch.locations:
@@ -103,6 +103,10 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         raise InputError(
             f"network {arch.id} takes {least:.4g} {unit} with one patch of each image: its budget must be at least that and "
             f"finite, got {wanted:.4g}"
+        )
+    if target is not None and target > dense:
+        raise InputError(
+            f"network {arch.id} takes {dense:.4g} {unit} with every patch kept, less than the budget of {target:.4g}: give a smaller one"
         )
     return Budget(curve, unit, wanted, dense)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,13 +18,12 @@ import torch
 
 from nas.latency import LatencyTable
 from nas.measure import measure_table, table_stem
-from nas.prepare import opened
 from nas.runtimes import RUNTIMES
 from nas.runtimes.onnxruntime import Session, export_onnx
 from nas.target import Target
-from nas.timing import time_networks
+from nas.timing import time_networks, time_sessions
 from nas.validate import validate
-from nas.visits import REFERENCE
+from nas.visits import REFERENCE, Visit
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
@@ -223,20 +223,38 @@ def test_a_session_gives_the_same_logits_after_it_was_closed_and_opened_again() 
     assert np.array_equal(other.run(images), before), "the random weights are the same ones on every day"
 
 
+def workers() -> int:
+    """Processes that prepare networks for this one."""
+    children = [name for task in Path("/proc/self/task").glob("*/children") for name in task.read_text().split()]
+    return sum(b"LokyProcess" in Path(f"/proc/{name}/cmdline").read_bytes() for name in children)
+
+
 def test_networks_prepared_by_other_processes_are_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     archs = [tiny().largest, tiny().smallest]
-    monkeypatch.setattr("nas.prepare.FEW", 2)
+    monkeypatch.setattr("nas.prepare.SHARE", 1)
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
-    built = patch("nas.runtimes.onnxruntime.from_arch", side_effect=AssertionError)  # what this process would call
-    with built:
-        found = list(opened(archs, TARGET))
-    assert [session.name for session in found] == [arch.id for arch in archs]
-    for arch, session in zip(archs, found, strict=True):
-        images = arch.example(seed=1).numpy()
-        assert np.array_equal(session.run(images), RUNTIMES["ort"].from_arch(arch, TARGET).run(images))
-    late = Arch.from_json(zoo.arch("asvit_deit_tiny").to_json())
+    during, after = list[int](), list[int]()
+
+    def timed(sessions: dict[str, Session], *_: object, **__: object) -> list[Visit]:
+        after.append(workers())
+        assert [*sessions] == [arch.id for arch in archs]
+        for arch in archs:
+            images = arch.example(seed=1).numpy()
+            assert np.array_equal(sessions[arch.id].run(images), RUNTIMES["ort"].from_arch(arch, TARGET).run(images))
+        return []
+
+    def prepared(path: Path, target: Target, name: str) -> Session:
+        during.append(workers())
+        return RUNTIMES["ort"].from_prepared(path, target, name)
+
+    monkeypatch.setattr("nas.timing.time_opened", timed)
+    others = replace(RUNTIMES["ort"], from_arch=None, from_prepared=prepared)
+    with patch("nas.prepare.RUNTIMES", {"ort": others}):
+        time_sessions(archs, archs[0], TARGET, rounds=1, seed=0)
+    assert max(during) == 2 and after == [0], "they have ended before anything is timed"
+    late = zoo.arch("asvit_deit_tiny")
     with pytest.raises(InputError, match="one by one"):
-        list(opened([late, late], Target.parse("cpu-ort-fp32-b2-t1")))
+        time_sessions([late, archs[0]], archs[0], Target.parse("cpu-ort-fp32-b2-t1"), rounds=1, seed=0)
 
 
 def test_files_that_are_no_network_for_the_target_are_refused(tmp_path: Path) -> None:

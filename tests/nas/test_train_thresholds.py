@@ -208,6 +208,10 @@ def test_what_cannot_be_learned_is_refused_before_a_folder_is_made(tmp_path: Pat
     for target in (0.0, float("inf"), float("nan")):
         with pytest.raises(InputError, match=r"3 ms with one patch of each image: its budget must be at least that"):
             budget_of(ARCH, Clock(), target)
+    with pytest.raises(
+        InputError, match="takes 129 ms with every patch kept, less than the budget of 130: give a smaller one"
+    ):
+        budget_of(ARCH, Clock(), 130.0)
     for recipe in (replace(RECIPE, sides=(32, 64)), replace(RECIPE, mixed_depth=True)):
         with pytest.raises(InputError, match="leave out --sides and --mixed-depth"):
             learn_thresholds(ARCH, toy(), recipe, tmp_path / "r", budget_of(ARCH))
