@@ -132,21 +132,24 @@ SCRIPT = """
     if recipe.ema:
         retrain(toy_space().largest, toy(), recipe, Path(sys.argv[2]), resume=True)
     else:
-        train_supernet(toy_space(), toy(), recipe, Path(sys.argv[2]), resume=True)
+        train_supernet(toy_space(), toy(), recipe, Path(sys.argv[2]), largest_epochs=int(sys.argv[3]), resume=True)
 """
 
 
-@pytest.mark.parametrize(("ema", "file"), [(0.0, "supernet.safetensors"), (0.9, "weights.safetensors")])
-def test_kill_nine_and_resume_ends_with_the_same_weights(ema: float, file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ema", "largest", "file"),
+    [(0.0, 0, "supernet.safetensors"), (0.0, 3, "supernet.safetensors"), (0.9, 0, "weights.safetensors")],
+)
+def test_kill_nine_and_resume_ends_with_the_same_weights(ema: float, largest: int, file: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(ema)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=100)
-    process = subprocess.Popen([*command, str(tmp_path / "killed")])
-    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+    subprocess.run([*command, str(tmp_path / "whole"), str(largest)], check=True, timeout=100)
+    process = subprocess.Popen([*command, str(tmp_path / "killed"), str(largest)])
+    while not (tmp_path / "killed" / ("largest" if largest else ".") / "checkpoint.pt").exists():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, timeout=100)
+    subprocess.run([*command, str(tmp_path / "killed"), str(largest)], check=True, timeout=100)
     whole, resumed = (load_weights(tmp_path / name / file) for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
