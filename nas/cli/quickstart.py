@@ -14,6 +14,10 @@ __all__ = ["quickstart"]
 def quickstart(
     out: Out = Path("results/quickstart"),
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Networks to evaluate in the search.")] = None,
+    largest_epochs: Annotated[
+        int | None,
+        typer.Option("--largest-epochs", min=0, help="Epochs of the largest network alone, before the supernet."),
+    ] = None,
     supernet_epochs: Annotated[
         int | None, typer.Option("--supernet-epochs", min=1, help="Epochs of the supernet.")
     ] = None,
@@ -32,6 +36,7 @@ def quickstart(
     settings = replace(
         chosen,
         trials=trials or chosen.trials,
+        largest_epochs=chosen.largest_epochs if largest_epochs is None else largest_epochs,
         supernet_epochs=supernet_epochs or chosen.supernet_epochs,
         epochs=epochs or chosen.epochs,
         rounds=rounds or chosen.rounds,

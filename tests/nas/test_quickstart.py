@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from nas.cli.main import app
 from nas.latency import LatencyTable
+from nas.quickstart import Settings
 from nas.report import sketch
 from nas.runs import Run, read_arch
 from nas.runtimes import RUNTIMES
@@ -99,6 +104,21 @@ def check_result(out: Path, result: dict[str, Any], table: LatencyTable) -> None
     assert (out / result["weights"]).is_file()
     session = RUNTIMES["ort"].from_file(out / result["onnx"], Target.parse("cpu-ort-fp32-b1-t1"))
     assert session.run(arch.example().numpy()).shape == (1, arch.classes)
+
+
+def test_flags_of_the_command_reach_the_settings(tmp_path: Path) -> None:
+    asked: list[Settings] = []
+
+    def noted(settings: Settings, out: Path, *, resume: bool) -> Callable[[], dict[str, Any]]:
+        asked.append(settings)
+        return dict
+
+    words = "--seed 3 --trials 5 --largest-epochs 0 --supernet-epochs 4 --epochs 6 --rounds 7"
+    with patch("nas.quickstart.Quickstart", noted):
+        for flags in ((), words.split()):
+            assert CliRunner().invoke(app, ["quickstart", "--out", str(tmp_path), *flags, "--json"]).exit_code == 0
+    assert asked[0] == Settings()
+    assert asked[1] == Settings(seed=3, trials=5, largest_epochs=0, supernet_epochs=4, epochs=6, rounds=7)
 
 
 def test_sketch_tells_widths_kinds_and_ratios() -> None:
