@@ -47,7 +47,8 @@ SCRIPT = """
     def timed(files, table, seed, rounds=ROUNDS):
         slow[:] = slow or [set(files)]
         replaced = set(files) & slow[0]  # those in their place seem slow at first, and are not when timed for longer
-        slower = [1.5 if file in slow[0] or not replaced and rounds == ROUNDS else 1 for file in files]
+        at_first = 1 if replaced or rounds > ROUNDS else 10
+        slower = [1.5 if file in slow[0] else at_first for file in files]
         found = [by * ms for by, ms in zip(slower, steady(files, table, seed), strict=True)]
         return [Timing(ms, ms, ms, ms, ms, rounds, 1.0, 0.0) for ms in found]
     nas.quickstart.measured_ms, nas.quickstart.timed = steady, timed
