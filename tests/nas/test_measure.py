@@ -257,6 +257,18 @@ def test_networks_prepared_by_other_processes_are_those_of_this_one(monkeypatch:
         time_sessions([late, archs[0]], archs[0], Target.parse("cpu-ort-fp32-b2-t1"), rounds=1, seed=0)
 
 
+def killed(arch: Arch, target: Target, path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_that_prepared_networks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.prepare.SHARE", 1)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    others = patch("nas.prepare.RUNTIMES", {"ort": replace(RUNTIMES["ort"], prepare=killed)})
+    with others, pytest.raises(InputError, match="one of 2 processes that prepare networks was killed"):
+        time_sessions([tiny().largest, tiny().smallest], tiny().smallest, TARGET, rounds=1, seed=0)
+
+
 def test_files_that_are_no_network_for_the_target_are_refused(tmp_path: Path) -> None:
     open_file = RUNTIMES["ort"].from_file
     with pytest.raises(InputError, match="does not exist"):
