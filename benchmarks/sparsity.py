@@ -6,8 +6,8 @@ A hybrid of six 3D blocks on 64 tokens with three pruning locations. For each se
 as teacher and by the same epochs: "equal": at every location .7 of the patches that reach it stay, the same number for each
 image; "learned": thresholds, on a budget of the milliseconds that "equal" takes by the latency table of this machine, which is
 measured first; "learned_macs": the same on a budget of the MACs of "equal", as a network with thresholds takes more milliseconds
-than one that keeps as many patches of every image. Accuracies are on the test split, intervals a paired bootstrap over its images; milliseconds are the table's for
-the patches that the test images keep.
+than one that keeps as many patches of every image. Accuracies are on the test split, intervals a paired bootstrap over its images;
+milliseconds are the table's for the patches that the test images keep.
 """
 
 import json

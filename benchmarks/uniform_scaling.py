@@ -104,7 +104,10 @@ def main() -> None:
     found = [compare(seed, Path(f"{arguments.runs}{seed}")) for seed in arguments.seeds]
     mean = float(np.mean([one["difference"] for one in found]))
     table = json.loads(next((Path(f"{arguments.runs}{arguments.seeds[0]}") / "table").glob("*.json")).read_text())
-    write_json(arguments.out, {"mean_difference": mean, "seeds": found, "machine": table["fingerprint"]})
+    command = f"python benchmarks/uniform_scaling.py --seeds {' '.join(map(str, arguments.seeds))}"
+    write_json(
+        arguments.out, {"command": command, "mean_difference": mean, "seeds": found, "machine": table["fingerprint"]}
+    )
     print(json.dumps({"mean_difference": mean, "differences": [one["difference"] for one in found]}))
 
 

@@ -45,9 +45,9 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     measure = ("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
     assert nas(*measure)["table"] == str(table) and table.read_text() == before, "what is there is not measured again"
     assert nas(*measure, "--fresh")["rows"] == found["rows"] and table.read_text() != before
-    trained = nas(
-        "train", "--space", "hybrid_toy", "--data", "toy", "--epochs", 4, "--batch-size", 32, "--out", tmp_path / "s"
-    )
+    flags = ("--largest-epochs", 1, "--epochs", 4, "--batch-size", 32)
+    trained = nas("train", "--space", "hybrid_toy", "--data", "toy", *flags, "--out", tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "largest" / "config.json").read_text())["recipe"]["epochs"] == 1
     assert trained["largest_acc"] > 0.5 and trained["smallest_acc"] > 0.2
 
     largest = tmp_path / "largest.json"
