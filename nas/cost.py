@@ -8,6 +8,7 @@ counted as the one that keeps their means.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def macs_fvcore(arch: Arch) -> int:
 
         analysis = FlopCountAnalysis(arch.keeping(adaptive=False).build().eval(), arch.example())
         analysis.set_op_handle(**{f"aten::{name}": _zero for name in NORMS_AND_POOLS.split()})
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         total = analysis.total()
     unknown = analysis.unsupported_ops().keys() - {f"aten::{name}" for name in ZERO_OPS.split()}
@@ -53,6 +55,14 @@ def macs_fvcore(arch: Arch) -> int:
 
 def _zero(inputs: list[Any], outputs: list[Any]) -> int:
     return 0  # a handle of None would leave fvcore's own rule in force
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Both matmuls of attention: queries (B, H, N, d) with keys (B, H, M, d), and weights with values (B, H, M, v)."""
+    from fvcore.nn.jit_handles import get_shape
+
+    (*outer, count, width), keys, values = (get_shape(given) for given in inputs[:3])
+    return int(math.prod(outer)) * int(count) * int(keys[-2]) * (int(width) + int(values[-1]))
 
 
 def macs_thop(arch: Arch) -> int:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,7 @@ def retrain_network(
     recipe: Recipe,
     out: Path,
     *,
+    weights: Path | None = None,
     teacher: str | None = None,
     teacher_weight: float | None = None,
     temperature: float | None = None,
@@ -102,11 +102,11 @@ def retrain_network(
         raise InputError("--target-cost is the budget of thresholds; add --thresholds")
     if teacher is None and (teacher_weight is not None or temperature is not None):
         raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
-    named = network_named(name, budget_ms)
+    named = network_named(name, budget_ms, weights)
     named = named if image_size is None else named.at(image_size)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
-    if named.arch.classes != data.classes and named.network is None:
-        named = replace(named, arch=named.arch.with_classes(data.classes))
+    if named.supernet is None:
+        named = named.of_classes(data.classes)
     if thresholds and temperature is None:
         temperature = 1.0  # AS-ViT's
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
@@ -141,8 +141,16 @@ def _budget(arch: Arch, table: Path | None, target: str | None, cost: float | No
     return budget_of(arch, prices, cost)
 
 
-def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) -> dict[str, Any]:
-    """`nas evaluate`: accuracy of a run or an exported file, and milliseconds per image, those of loading left out.
+def evaluate_network(
+    name: str,
+    dataset: str,
+    split: str,
+    limit: int | None,
+    *,
+    weights: Path | None = None,
+    budget_ms: float | None = None,
+) -> dict[str, Any]:
+    """`nas evaluate`: accuracy of a run, a checkpoint or an exported file, and milliseconds per image, those of loading left out.
 
     Raises:
         InputError: no such network or split, or the data has another number of classes.
@@ -151,18 +159,21 @@ def evaluate_network(path: Path, dataset: str, split: str, limit: int | None) ->
     if not chosen:
         raise InputError(f"no split called {split!r}; known: {', '.join(SPLITS)}")
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    if path.suffix == ".onnx":
+    if Path(name).suffix == ".onnx":
         from nas.runtimes.onnxruntime import batch_of
 
-        session = RUNTIMES["ort"].from_file(path, Target("cpu", "ort", "fp32", batch_of(path), threads=1))
+        session = RUNTIMES["ort"].from_file(Path(name), Target("cpu", "ort", "fp32", batch_of(Path(name)), threads=1))
         classes, image_size, run = session.classes, session.image_size, session.run
     else:
-        network, arch, _ = load_network(path)
-        classes, image_size, run = arch.classes, arch.image_size, _eager(network)
+        named = network_named(name, budget_ms, weights)
+        if named.network is None and named.supernet is None:
+            raise InputError(f"{name} has no weights to evaluate; give a run, a checkpoint, or --weights FILE")
+        network = named.with_weights(seed=0)
+        classes, image_size, run = named.arch.classes, named.arch.image_size, _eager(network)
     data = load_data(dataset, image_size=image_size)
     if data.classes != classes:
         raise InputError(
-            f"{path} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
+            f"{name} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
         )
     hits, seconds = 0, 0.0
     count = min(limit or data.size(chosen[0]), data.size(chosen[0]))
@@ -191,6 +202,7 @@ def export_network(
     out: Path,
     seed: int,
     *,
+    weights: Path | None = None,
     dataset: str | None = None,
     budget_ms: float | None = None,
     static: bool = False,
@@ -213,7 +225,7 @@ def export_network(
         prices.check_machine(foreign)
         if prices.target != wanted:
             raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
-    named = network_named(name, budget_ms)
+    named = network_named(name, budget_ms, weights)
     named = named.static() if static else named
     network = named.with_weights(seed)
     images = _check_images(named.arch, dataset, wanted.batch)

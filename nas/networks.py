@@ -1,4 +1,4 @@
-"""What a user may mean by a network: a zoo name, an architecture file, or a run that holds one."""
+"""What a user may mean by a network: a zoo name, a checkpoint, an architecture file, or a run that holds one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from search_spaces import zoo
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
+from search_spaces.zoo import with_new_head
+from search_spaces.zoo.checkpoint import SUFFIXES
 
 __all__ = ["Named", "network_named"]
 
@@ -39,6 +41,16 @@ class Named:
         arch = self.arch.at(image_size)
         network = None if self.network is None else extract_variant(self.network, self.arch, arch)
         return replace(self, arch=arch, network=network)
+
+    def of_classes(self, classes: int) -> "Named":
+        """The same network for another number of classes; its classifier is fresh then, and that is said."""
+        if classes == self.arch.classes:
+            return self
+        if self.network is None:
+            return replace(self, arch=self.arch.with_classes(classes))
+        say(f"the network tells {self.arch.classes} classes apart, the data {classes}: its classifier starts afresh")
+        network = with_new_head(self.network, classes)
+        return replace(self, arch=network.arch, network=network)
 
     def static(self) -> "Named":
         """The network that keeps of every image as many patches as stay on average, with the same weights."""
@@ -76,24 +88,41 @@ class Named:
         return supernet.extract(self.arch, supernet.recalibrate(self.arch, calibration_batches(data, seed)))
 
 
-def network_named(name: str, budget_ms: float | None = None) -> Named:
-    """The network of a zoo name, an architecture file, a retrain run, or a search run and one of its budgets.
+def network_named(name: str, budget_ms: float | None = None, weights: Path | None = None) -> Named:
+    """The network of a zoo name, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
+
+    Args:
+        name: what the user gave.
+        budget_ms: which winner of a search run.
+        weights: a checkpoint of the zoo's network `name`.
 
     Raises:
-        InputError: none of these, or a search run with several budgets of which `budget_ms` is not one.
+        InputError: none of these, a search run with several budgets of which `budget_ms` is not one, or weights that do not fit.
     """
+    if weights is not None:
+        if name not in zoo.names():
+            raise InputError(
+                f"--weights are of a network of the zoo, and {name} is none; give the checkpoint's path alone"
+            )
+        network = zoo.from_checkpoint(weights, name)
+        return Named(network.arch, network)
     if name in zoo.names():
         return Named(zoo.arch(name))
     path = Path(name)
+    if path.suffix in SUFFIXES and not path.is_dir():
+        network = zoo.from_checkpoint(path)
+        return Named(network.arch, network)
     if path.is_file():
         return Named(read_arch(path))
     if not path.is_dir():
-        raise InputError(f"{name} is no zoo name, architecture file or run folder; zoo names: {', '.join(zoo.names())}")
+        raise InputError(
+            f"{name} is no zoo name, checkpoint, architecture file or run folder; zoo names: {', '.join(zoo.names())}"
+        )
     run = Run.open(path)
     if run.config["kind"] == "search":
         return _winner(run, budget_ms)
-    network, arch, _ = load_network(path)
-    return Named(arch, network)
+    found, arch, _ = load_network(path)
+    return Named(arch, found)
 
 
 def _winner(run: Run, budget_ms: float | None) -> Named:

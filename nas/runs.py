@@ -131,8 +131,8 @@ class Run:
             raise InputError(f"{path} is damaged ({error.msg}); remove the run and start again") from error
 
     def save_network(self, arch: Arch, weights: dict[str, Any]) -> None:
-        """Write `weights.safetensors` and `arch.json`."""
-        save_weights(self.path / WEIGHTS, weights)
+        """Write `weights.safetensors`, which says of what network they are, and `arch.json`."""
+        save_weights(self.path / WEIGHTS, weights, arch)
         write_json(self.path / ARCH, json.loads(arch.to_json()))
 
     def arch(self) -> Arch:
@@ -161,11 +161,12 @@ def read_arch(path: Path) -> Arch:
         raise InputError(message if str(path) in message else f"{path}: {message}") from error
 
 
-def save_weights(path: Path, weights: dict[str, Any]) -> None:
-    """Write tensors as safetensors, atomically."""
+def save_weights(path: Path, weights: dict[str, Any], arch: Arch | None = None) -> None:
+    """Write tensors as safetensors, atomically; with the network that they are of, the file loads by itself."""
     from safetensors.torch import save
 
-    atomic_write(path, save({name: tensor.detach().contiguous() for name, tensor in weights.items()}))
+    about = None if arch is None else {"arch": arch.to_json()}
+    atomic_write(path, save({name: tensor.detach().contiguous() for name, tensor in weights.items()}, about))
 
 
 def load_weights(path: Path) -> dict[str, Any]:

@@ -33,10 +33,11 @@ class Step(NamedTuple):
 class Network(nn.Module):
     """The blocks of an `Arch`, in the order of its steps: images (B, channels, H, W) -> logits (B, classes)."""
 
-    def __init__(self, blocks: list[nn.Module], schedule: tuple[Step, ...]) -> None:
+    def __init__(self, arch: "Arch") -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.schedule = schedule
+        self.arch = arch
+        self.blocks = nn.ModuleList(spec.build(state) for spec, state in arch.steps())
+        self.schedule = arch.schedule()
 
     def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> Tensor:
         """Logits; to `trace` is added what each pruning location chose."""
@@ -159,10 +160,10 @@ class Arch:
 
     def build(self) -> Network:
         """The network with fresh weights, in training mode, on the default device."""
-        return Network([spec.build(state) for spec, state in self.steps()], self._schedule())
+        return Network(self)
 
-    def _schedule(self) -> tuple[Step, ...]:
-        """Neighbouring blocks that ask for the same number of passes run as one, pass after pass; the last step before a pruning location scores."""
+    def schedule(self) -> tuple[Step, ...]:
+        """In which order blocks run: neighbours that ask for equally many passes as one, pass after pass; the last step before a pruning location scores."""
         found: list[Step] = []
         for passes, group in groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].passes):
             run = list(group)

@@ -17,14 +17,18 @@ __all__ = [
     "keep_above",
     "masked_softmax",
     "multiply",
+    "owners",
     "pack",
     "packed_attention",
     "packed_score",
+    "ranks",
     "score",
     "soft_mask",
     "take",
     "unpack",
 ]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,27 @@ def masked_softmax(logits: Tensor, mask: Tensor, eps: float = 1e-6) -> Tensor:
 
 def choose_above(scores: Tensor, scaled_threshold: Tensor | float, count: int, lengths: Tensor) -> Tensor:
     """`keep_above` for the packed scores (sum n_i,) of images with `lengths` (B,) patches: (sum n_i,) bool."""
-    return torch.cat([keep_above(own[None], scaled_threshold, count)[0] for own in unpack(scores, lengths)])
+    image, places = owners(lengths), torch.arange(len(scores), device=scores.device)
+    is_best = scores == _most(scores, image, len(lengths))[image]
+    first = -_most(torch.where(is_best, -places, -len(places)), image, len(lengths))  # of equally good ones
+    return (scores > scaled_threshold / count) | (places == first[image])
+
+
+def owners(lengths: Tensor) -> Tensor:
+    """(sum n_i,) the number of the image that each packed token is of."""
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+
+
+def ranks(lengths: Tensor) -> Tensor:
+    """(sum n_i,) the number that each packed token has in its image."""
+    first = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum()), device=lengths.device) - first[owners(lengths)]
+
+
+def _most(x: Tensor, image: Tensor, count: int) -> Tensor:
+    """The largest value of each of `count` images, (count, ...), of packed ones (sum n_i, ...)."""
+    index = image.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    return x.new_empty(count, *x.shape[1:]).scatter_reduce(0, index, x, "amax", include_self=False)
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
@@ -177,9 +201,21 @@ def packed_attention(
         bias: (H, N, N) of the whole grid, added to the logits.
         places: (sum n_i,) where on the grid each token lies; needed for `bias`.
     """
+    if bias is None and q.is_cuda and q.dtype in HALF and q.shape[-1] == v.shape[-1]:
+        return _varlen(q, k, v, lengths, scale)
     images = zip(*(_heads_first(x, lengths) for x in (q, k, v)), _biases(bias, places, lengths), strict=True)
     mixed = [F.scaled_dot_product_attention(q, k, v, own, scale=scale) for q, k, v, own in images]
     return torch.cat([context[0].transpose(0, 1) for context in mixed])
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    """`packed_attention` in one kernel for all images, which exists for half precision on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = F.pad(lengths.cumsum(0), (1, 0)).int(), int(lengths.max())
+    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), ends, ends, longest, longest, scale=scale)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def packed_score(
@@ -196,15 +232,39 @@ def packed_score(
 
     Arguments are those of `packed_attention`, whose result is `context`; `row` is the class token's place in each image.
     """
+    if row is not None:
+        return _score_of_row(q, k, context, lengths, scale, row, bias, places)
     images = zip(*(_heads_first(x, lengths) for x in (q, k, context)), _biases(bias, places, lengths), strict=True)
     scores = []
     for q_own, k_own, context_own, bias_own in images:
-        rows = slice(None) if row is None else slice(row, row + 1)
-        logits = q_own[:, :, rows] * scale @ k_own.transpose(-2, -1)
-        if bias_own is not None:
-            logits = logits + bias_own[:, :, rows]
+        logits = q_own * scale @ k_own.transpose(-2, -1)
+        logits = logits if bias_own is None else logits + bias_own
         scores.append(score(logits.softmax(-1), context_own, None)[0])
     return torch.cat(scores)
+
+
+def _score_of_row(
+    q: Tensor,
+    k: Tensor,
+    context: Tensor,
+    lengths: Tensor,
+    scale: float,
+    row: int,
+    bias: Tensor | None,
+    places: Tensor | None,
+) -> Tensor:
+    """`packed_score` by the attention of one token of each image, of all images at once."""
+    image = owners(lengths)
+    asking = (lengths.cumsum(0) - lengths + row)[image]  # the token whose attention counts, for each token
+    logits = (q[asking] * scale * k).sum(-1)  # (sum n_i, H)
+    if bias is not None:
+        if places is None:
+            raise ValueError("a bias needs the places of the tokens on the grid")
+        logits = logits + bias[:, places[asking], places].T
+    weights = (logits - _most(logits, image, len(lengths))[image]).exp()
+    total = weights.new_zeros(len(lengths), weights.shape[1]).index_add(0, image, weights)
+    norms: Tensor = torch.linalg.vector_norm(context, dim=-1)
+    return (weights / total[image] * norms / (norms.sum(1, keepdim=True) + 1e-8)).sum(1)
 
 
 def _heads_first(x: Tensor, lengths: Tensor) -> list[Tensor]:

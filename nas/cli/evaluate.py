@@ -1,18 +1,21 @@
 """`nas evaluate`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nas.cli.options import DataName, Json, show
+from nas.cli.options import BudgetMs, DataName, Json, Weights, show
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    network: Annotated[Path, typer.Argument(help="Retrain run, or exported .onnx file.")],
+    network: Annotated[
+        str, typer.Argument(help="Retrain run, search run, checkpoint, zoo name, or exported .onnx file.")
+    ],
     data: DataName,
+    weights: Weights = None,
+    budget_ms: BudgetMs = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many images.")] = None,
     json: Json = False,
@@ -20,4 +23,4 @@ def evaluate(
     """Accuracy of a trained run or of an exported file."""
     from nas.launch import evaluate_network
 
-    show(evaluate_network(network, data, split, limit), json)
+    show(evaluate_network(network, data, split, limit, weights=weights, budget_ms=budget_ms), json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, Foreign, Json, Out, Seed, show
+from nas.cli.options import BudgetMs, Foreign, Json, Out, Seed, Weights, show
 
 __all__ = ["export"]
 
@@ -14,8 +14,12 @@ STATIC = "Keep the same number of patches of every image, the mean of what thres
 
 def export(
     network: Annotated[
-        str, typer.Argument(help="Retrain run, search run, architecture file or zoo name (random weights).")
+        str,
+        typer.Argument(
+            help="Retrain run, search run, checkpoint, architecture file or zoo name (random weights, without --weights)."
+        ),
     ],
+    weights: Weights = None,
     format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
     target: Annotated[
         str, typer.Option("--target", help="What the file is checked and timed on.")
@@ -41,6 +45,7 @@ def export(
         table,
         out,
         seed,
+        weights=weights,
         dataset=data,
         budget_ms=budget_ms,
         static=static,

@@ -18,6 +18,7 @@ __all__ = [
     "Seed",
     "TablePath",
     "TargetName",
+    "Weights",
     "budgets",
     "show",
     "whole_numbers",
@@ -36,6 +37,10 @@ TablePath = Annotated[
     Path | None, typer.Option("--table", help="Latency table (.csv or .json) that `nas measure` wrote.")
 ]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Which winner of a search run.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Checkpoint (.safetensors, .pth) of a zoo network, in its authors' naming."),
+]
 Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table that another machine measured.")]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed, show, whole_numbers
+from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed, Weights, show, whole_numbers
 
 __all__ = ["retrain"]
 
@@ -23,8 +23,9 @@ COST = "With --thresholds: mean cost to hold, in ms with --table or --target, el
 
 
 def retrain(
-    network: Annotated[str, typer.Argument(help="Search run, retrain run, architecture file or zoo name.")],
+    network: Annotated[str, typer.Argument(help="Search run, retrain run, checkpoint, architecture file or zoo name.")],
     data: DataName,
+    weights: Weights = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help=TEACHER)] = None,
     teacher_weight: Annotated[
         float | None, typer.Option("--teacher-weight", help="Its share of the loss, 0 to 1.", show_default="0.5")
@@ -79,6 +80,7 @@ def retrain(
         data,
         recipe,
         out,
+        weights=weights,
         teacher=teacher,
         teacher_weight=teacher_weight,
         temperature=temperature,

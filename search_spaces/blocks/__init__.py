@@ -5,6 +5,7 @@ from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
 from search_spaces.blocks.mb3d import MB3D
 from search_spaces.blocks.mb4d import MB4D
+from search_spaces.blocks.norm import Norm
 from search_spaces.blocks.patch import ClassToken, Patch
 from search_spaces.blocks.position import Position
 from search_spaces.blocks.stem import Stem
@@ -18,6 +19,7 @@ __all__ = [
     "ClassToken",
     "Embed",
     "Head",
+    "Norm",
     "Patch",
     "Position",
     "Row",
@@ -35,4 +37,5 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "token_prune": TokenPrune,
     "patch": Patch,
     "class_token": ClassToken,
+    "norm": Norm,
 }

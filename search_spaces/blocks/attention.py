@@ -1,12 +1,13 @@
 """Self-attention on tokens, whole or cut into groups, with an optional position bias."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.grouping import arrangement, inverse
-from search_spaces.tokens import Kept, masked_softmax, packed_attention, packed_score, score, unpack
+from search_spaces.tokens import Kept, masked_softmax, packed_attention, packed_score, ranks, score
 
 __all__ = ["Attention", "Cut", "offset_index"]
 
@@ -96,8 +97,11 @@ class Attention(nn.Module):
         places: int | None,
         cuts: list[Cut],
         prefix: int = 0,
+        qk_norm_eps: float | None = None,
     ) -> None:
         """`places` is the number of offsets with a learned bias, None for no bias; one of `cuts` is used in each call.
+
+        `qk_norm_eps`: of the norms of each head's queries and keys (ViT-22B, arXiv 2302.05442, section 2); None for none.
 
         The first of `prefix` leading tokens, a class token, scores the others; without one all tokens do.
         """
@@ -107,6 +111,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(heads * value_dim, channels)
         self.attention_biases = None if places is None else nn.Parameter(torch.zeros(heads, places))
         self.cuts = nn.ModuleList(cuts)
+        self.q_norm = None if qk_norm_eps is None else nn.LayerNorm(key_dim, eps=qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else nn.LayerNorm(key_dim, eps=qk_norm_eps)
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, from (..., 2 * key width + value width)."""
+        q, k, v = torch.split(qkv, [self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
 
     def forward(
         self, x: Tensor, loop: int = 0, kept: Kept | None = None, scored: bool = False
@@ -119,8 +132,10 @@ class Attention(nn.Module):
         mask, places = (None, None) if kept is None else (kept.mask, kept.places)
         x = cut.gather(x)
         batch, count, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2)
-        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        q, k, v = self._split(self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2))
+        if self._fuses(mask, scored):
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, -1)
+            return cast(Tensor, self.proj(cut.scatter(mixed))), None
         logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
         if self.attention_biases is not None:
             logits = self._biased(logits, self.attention_biases, cut, places)
@@ -132,6 +147,11 @@ class Attention(nn.Module):
             return out, None
         scores = score(weights, context, 0 if self.prefix else None, mask)
         return out, cut.of_tokens(scores)[:, self.prefix :]
+
+    def _fuses(self, mask: Tensor | None, scored: bool) -> bool:
+        """Whether nobody needs the weights themselves, so that the fused kernel will do; exported files keep the plain operators."""
+        plain = self.attention_biases is None and self.key_dim == self.value_dim
+        return plain and mask is None and not scored and not torch.compiler.is_exporting()
 
     def _biased(self, logits: Tensor, biases: Tensor, cut: Cut, places: Tensor | None) -> Tensor:
         """Logits (B * groups, heads, n, n) plus the bias of each pair's offset."""
@@ -147,8 +167,7 @@ class Attention(nn.Module):
         self, x: Tensor, cut: Cut, lengths: Tensor, places: Tensor | None, scored: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The same for packed tokens (sum n_i, C), each image by itself."""
-        qkv = self.qkv(x).reshape(len(x), self.heads, -1)
-        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        q, k, v = self._split(self.qkv(x).reshape(len(x), self.heads, -1))
         bias = None if self.attention_biases is None else self.attention_biases[:, cut.bias_index[0]]
         scale = self.key_dim**-0.5
         context = packed_attention(q, k, v, lengths, scale, bias, places)
@@ -156,4 +175,4 @@ class Attention(nn.Module):
         if not scored:
             return out, None
         scores = packed_score(q, k, context, lengths, scale, 0 if self.prefix else None, bias, places)
-        return out, torch.cat([own[self.prefix :] for own in unpack(scores, lengths)])
+        return out, scores[ranks(lengths) >= self.prefix]

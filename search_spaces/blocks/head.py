@@ -24,24 +24,30 @@ class HeadModule(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=spec.eps)
         self.head = nn.Linear(channels, spec.classes)
         self.head_dist = nn.Linear(channels, spec.classes) if spec.distilled else None
+        self.tokens = 1 + spec.distilled if spec.pool == "token" else 1
 
     def forward(self, given: Tensor | Kept) -> Tensor:
         """Pool, before the norm or after it, and score the classes."""
         kept = given if isinstance(given, Kept) else Kept(given)
         if kept.x.ndim == 4:
             kept = Kept(kept.x.flatten(2).transpose(1, 2))
-        pooled = self.norm(self._pooled(kept.x, kept)) if self.mean_first else self._pooled(self.norm(kept.x), kept)
-        logits: Tensor = self.head(pooled)
-        return logits if self.head_dist is None else (logits + self.head_dist(pooled)) / 2
+        first = self.mean_first or self.pool == "token"  # of a token it is the same, and less work
+        pooled = self.norm(self._pooled(kept.x, kept)) if first else self._pooled(self.norm(kept.x), kept)
+        logits: Tensor = self.head(pooled[:, 0] if self.tokens > 1 else pooled)
+        if self.head_dist is None:
+            return logits
+        other: Tensor = self.head_dist(pooled[:, 1] if self.tokens > 1 else pooled)
+        return (logits + other) / 2
 
     def _pooled(self, x: Tensor, kept: Kept) -> Tensor:
-        """(B, C): the class token of each image, or the mean over its patches."""
+        """(B, C): the class token of each image, or the mean over its patches; (B, 2, C): class and distillation token."""
+        first: int | slice = slice(self.tokens) if self.tokens > 1 else 0
         if kept.lengths is not None:
             images = unpack(x, kept.lengths)
-            chosen = [own[0] if self.pool == "token" else own[self.prefix :].mean(0) for own in images]
+            chosen = [own[first] if self.pool == "token" else own[self.prefix :].mean(0) for own in images]
             return torch.stack(chosen)
         if self.pool == "token":
-            return x[:, 0]
+            return x[:, first]
         patches = x[:, self.prefix :] if self.prefix else x
         if kept.mask is None:
             return patches.mean(1)
@@ -53,7 +59,8 @@ class HeadModule(nn.Module):
 class Head(BlockSpec):
     """Linear classifier of the mean over the patches; `distilled` adds a second one whose logits are averaged in.
 
-    `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place.
+    `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place, and
+    the second classifier's is the distillation token behind it (DeiT, arXiv 2012.12877, section 4).
     """
 
     kind: ClassVar[str] = "head"
@@ -67,6 +74,8 @@ class Head(BlockSpec):
         """Refuse an empty classifier and an unknown pooling."""
         if self.pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+        if self.pool == "token" and self.mean_first:
+            raise ValueError("mean_first says nothing of a head that pools a token; leave it out")
         if self.classes < 1:
             raise ValueError(f"a head needs at least one class, got {self.classes}")
 
@@ -76,6 +85,8 @@ class Head(BlockSpec):
         source = tokens_of(state)
         if self.pool == "token" and not source.prefix:
             raise ValueError("there is no class token to pool; put a class_token block before, or pool the mean")
+        if self.pool == "token" and self.distilled and source.prefix < 2:
+            raise ValueError("there is no distillation token; put a class_token block of count 2 before")
         return source
 
     def output(self, state: State) -> Logits:

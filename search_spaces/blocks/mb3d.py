@@ -42,7 +42,10 @@ class MB3DModule(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=spec.eps)
         cuts = [Cut(state.grid, groups, order, spec.inverse, spec.seed, spec.bias) for groups, order in spec.cuts]
         places = state.grid[0] * state.grid[1] if spec.bias else None
-        self.token_mixer = Attention(channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix)
+        eps = spec.eps if spec.qk_norm else None
+        self.token_mixer = Attention(
+            channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix, eps
+        )
         self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
         self.norm2 = nn.LayerNorm(channels, eps=spec.eps)
         self.mlp = Mlp(channels, hidden_width(channels, spec.ratio))
@@ -83,6 +86,7 @@ class MB3D(BlockSpec):
     its scales start. `bias`: a learned bias for each head and offset on the grid. `nll`: hidden width over width of the
     projection after each loop, 0 for none. `groups` and `orders`: into how many groups each loop cuts the tokens, and in
     which order; empty for one group. `inverse`: whether the branch puts the tokens back. `seed` draws permuted orders.
+    `qk_norm`: LN of each head's queries and keys.
     """
 
     kind: ClassVar[str] = "mb3d"
@@ -100,7 +104,8 @@ class MB3D(BlockSpec):
     inverse: bool = True
     seed: int = 0
     recursion: str = "internal"
-    eps: float = 1e-5  # of the norms around attention and MLP
+    eps: float = 1e-5  # of all norms but those of projections
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty heads, and groups that say nothing or the same as others would: equal networks have equal specs."""
@@ -173,6 +178,7 @@ class MB3D(BlockSpec):
         places, c = source.grid[0] * source.grid[1], source.channels
         qkv = (c + 1) * self.heads * (2 * self.key_dim + self.value_dim)
         attention = qkv + self.heads * self.value_dim * c + c + (self.heads * places if self.bias else 0)
+        attention += 4 * self.key_dim if self.qk_norm else 0
         mlp = 2 * c * hidden + hidden + c
         wide = hidden_width(c, self.nll) if self.nll else 0
         nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
@@ -182,7 +188,8 @@ class MB3D(BlockSpec):
         source, hidden = self._input(state)
         n, channels = source.count, ("c", source.channels)
         kept: tuple[tuple[str, int], ...] = (("kept", 1),) if source.pruned else ()
-        widths = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
+        widths: tuple[tuple[str, int], ...] = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
+        widths += (("qk_norm", 1),) if self.qk_norm else ()
         bias = () if self.bias else (("unbiased", 1),)
         if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
             bias = (("places", source.grid[0] * source.grid[1]),)

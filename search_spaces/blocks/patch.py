@@ -15,9 +15,9 @@ __all__ = ["ClassToken", "Patch"]
 class PatchModule(nn.Module):
     """(B, C_in, H, W) -> (B, N, width)."""
 
-    def __init__(self, channels: int, width: int, size: int) -> None:
+    def __init__(self, channels: int, width: int, size: int, bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, size, stride=size)
+        self.proj = nn.Conv2d(channels, width, size, stride=size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.proj(x)
@@ -31,6 +31,7 @@ class Patch(BlockSpec):
     kind: ClassVar[str] = "patch"
     width: int
     size: int = 16
+    bias: bool = True
 
     def __post_init__(self) -> None:
         """Refuse empty patches."""
@@ -57,15 +58,20 @@ class Patch(BlockSpec):
         return self._input(state).positions * self._input(state).channels * self.width
 
     def params(self, state: State) -> int:
-        return (self._input(state).channels * self.size**2 + 1) * self.width
+        return (self._input(state).channels * self.size**2 + self.bias) * self.width
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source = self._input(state)
-        dims = (("cin", source.channels), ("c", self.width), ("size", self.size))
+        dims = (
+            ("cin", source.channels),
+            ("c", self.width),
+            ("size", self.size),
+            *(() if self.bias else (("bare", 1),)),
+        )
         return (Row("patch", source.positions, dims),)
 
     def build(self, state: State) -> nn.Module:
-        return PatchModule(self._input(state).channels, self.width, self.size)
+        return PatchModule(self._input(state).channels, self.width, self.size, self.bias)
 
 
 class ClassTokenModule(nn.Module):
@@ -82,7 +88,7 @@ class ClassTokenModule(nn.Module):
 
 @dataclass(frozen=True)
 class ClassToken(BlockSpec):
-    """Puts `count` learned tokens before the patches; the first is the class token."""
+    """Puts `count` learned tokens before the patches: the class token, then DeiT's distillation token or registers (arXiv 2309.16588)."""
 
     kind: ClassVar[str] = "class_token"
     count: int = 1

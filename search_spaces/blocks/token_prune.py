@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.states import State, Tokens
-from search_spaces.tokens import Chosen, Kept, choose_above, keep_above, pack, soft_mask, take, unpack
+from search_spaces.tokens import Chosen, Kept, choose_above, keep_above, owners, pack, ranks, soft_mask, take
 
 __all__ = ["TokenPrune", "TokenPruneModule"]
 
@@ -72,9 +72,9 @@ class TokenPruneModule(nn.Module):
         """From packed tokens to fewer."""
         assert given.places is not None
         above = choose_above(scores, threshold, self.total, lengths - self.prefix)
-        counts = torch.stack([own.sum() for own in unpack(above, lengths - self.prefix)])
-        first = above.new_ones(self.prefix)
-        tokens = torch.cat([torch.cat([first, own]) for own in unpack(above, lengths - self.prefix)])
+        counts = torch.zeros_like(lengths).index_add(0, owners(lengths - self.prefix), above.to(lengths.dtype))
+        tokens = ranks(lengths) < self.prefix
+        tokens[~tokens] = above
         chosen = Chosen(scores, counts, above)
         return Kept(given.x[tokens], places=given.places[above], lengths=counts + self.prefix, chosen=chosen)
 

@@ -1,25 +1,5 @@
-"""Published networks as Archs, one file a family."""
+"""Published networks as Archs, one file a family, and the way in for their released weights."""
 
-from search_spaces.arch import Arch
-from search_spaces.errors import InputError
-from search_spaces.zoo import efficientformer, sret, vit
+from search_spaces.zoo.loading import arch, from_checkpoint, load_released, names, with_new_head
 
-__all__ = ["arch", "names"]
-
-ARCHS: dict[str, Arch] = {**efficientformer.ARCHS, **sret.ARCHS, **vit.ARCHS}
-
-
-def names() -> tuple[str, ...]:
-    """All names that `arch` knows."""
-    return tuple(ARCHS)
-
-
-def arch(name: str) -> Arch:
-    """The published network `name`.
-
-    Raises:
-        InputError: there is no such name.
-    """
-    if name not in ARCHS:
-        raise InputError(f"no network called {name!r}; known: {', '.join(ARCHS)}")
-    return ARCHS[name]
+__all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]

@@ -1,70 +1,99 @@
 """DeiT Ti, S and B (arXiv 2012.12877, table 1), and AS-ViT's pruned ones (arXiv 2209.13802)."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
+import dataclasses
+import math
+from collections.abc import Iterator
 
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, TokenPrune
+from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Norm, Patch, Position, TokenPrune
 from search_spaces.errors import InputError
+from search_spaces.states import Tokens
+from search_spaces.zoo.released import Entry, Family, Naming, places
 
-__all__ = ["ARCHS", "released", "vit"]
+__all__ = ["FAMILY", "pruned_at", "vit"]
 
 DEPTH, HEAD_DIM, EPS = 12, 64, 1e-6
 HEADS = {"tiny": 3, "small": 6, "base": 12}
 LOCATIONS = (4, 7, 10)  # blocks before which AS-ViT prunes
-SHARES = (0.7, 0.49, 0.343)  # of the patches that stay there: .7 each time
+SHARE = 0.7  # of the patches that reach a location, what stays
 
 
 def vit(heads: int, locations: tuple[int, ...] = ()) -> Arch:
     """A ViT with patches of 16 and a class token, pruned before the blocks `locations`."""
     width = heads * HEAD_DIM
     block = MB3D(heads, HEAD_DIM, HEAD_DIM, residual="plain", bias=False, eps=EPS)
-    blocks: list[BlockSpec] = [Patch(width), ClassToken(), Position()]
-    for number in range(DEPTH):
-        if number in locations:
-            blocks.append(TokenPrune(round(196 * SHARES[locations.index(number)]), adaptive=True))
-        blocks.append(block)
-    return Arch(224, 3, (*blocks, Head(1000, pool="token", eps=EPS)))
+    start: tuple[BlockSpec, ...] = (Patch(width), ClassToken(), Position())
+    dense = Arch(224, 3, (*start, *[block] * DEPTH, Head(1000, pool="token", eps=EPS)))
+    return pruned_at(dense, locations) if locations else dense
 
 
-ARCHS = {
-    **{f"deit_{size}_patch16_224": vit(heads) for size, heads in HEADS.items()},
-    **{f"asvit_deit_{size}": vit(heads, LOCATIONS) for size, heads in HEADS.items()},
-}
-
-START = {"cls_token": "blocks.1.tokens", "pos_embed": "blocks.2.table"}
-START |= {"patch_embed.proj.weight": "blocks.0.proj.weight", "patch_embed.proj.bias": "blocks.0.proj.bias"}
-
-
-def released(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
-    """A state dict in timm's naming, AS-ViT's thresholds among it, as that of `arch`.
-
-    The release lays out q, k and v over all heads; ours keeps a head's three together. Its thresholds are scores; ours
-    multiples of the mean score.
+def pruned_at(arch: Arch, locations: tuple[int, ...]) -> Arch:
+    """A ViT that drops patches by thresholds before the blocks `locations`, counted from 0, and nowhere else.
 
     Raises:
-        InputError: an entry that has no place in such a network.
+        InputError: the locations are not some of its blocks, in order, each behind another block.
     """
-    places = [i for i, spec in enumerate(arch.blocks) if isinstance(spec, MB3D)]
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
-        parts = name.split(".")
-        if name in START:
-            found[START[name]] = value[0] if name.endswith(("token", "embed")) else value
-        elif parts[0] == "blocks" and parts[1].isdecimal() and int(parts[1]) < len(places):
-            place = places[int(parts[1])]
-            spec, rest = arch.blocks[place], ".".join(parts[2:]).replace("attn.", "token_mixer.")
-            assert isinstance(spec, MB3D)
-            if "qkv" in rest:
-                value = value.reshape(3, spec.heads, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
-            found[f"blocks.{place}.{rest}"] = value
-        elif parts[0] in ("norm", "head"):
-            found[f"blocks.{len(arch.blocks) - 1}.{name}"] = value
-        elif parts[0] == "score_predictor" and int(parts[1]) < len(arch.locations):
-            state_there = arch.states[arch.locations[int(parts[1])]]
-            grid = getattr(state_there, "grid", (0, 0))
-            found[f"blocks.{arch.locations[int(parts[1])]}.threshold"] = value * (grid[0] * grid[1])
+    count = sum(isinstance(spec, MB3D) for spec in arch.blocks)
+    if not locations or list(locations) != sorted({i for i in locations if 0 < i < count}):
+        raise InputError(f"locations are blocks from 1 to {count - 1} in rising order, got {locations}")
+    blocks: list[BlockSpec] = []
+    number = left = 0
+    for spec, state in arch.steps():
+        if isinstance(spec, MB3D) and number in locations:
+            assert isinstance(state, Tokens)
+            left += 1
+            blocks.append(TokenPrune(round(math.prod(state.grid) * SHARE**left), adaptive=True))
+        number += isinstance(spec, MB3D)
+        blocks += [] if isinstance(spec, TokenPrune) else [spec]
+    return dataclasses.replace(arch, blocks=tuple(blocks))
+
+
+def _namings(arch: Arch) -> Iterator[Naming]:
+    """timm's, with AS-ViT's thresholds: scores there, multiples of the mean score here."""
+    head = arch.blocks[-1]
+    assert isinstance(head, Head)
+    at = {position: number for number, position in enumerate(_blocks(arch))}
+    found: dict[str, Entry] = {}
+    for place, shape in places(arch).items():
+        position, name = int(place.split(".")[1]), place.split(".", 2)[2]
+        spec = arch.blocks[position]
+        if isinstance(spec, Patch):
+            found[f"patch_embed.{name}"] = Entry(place)
+        elif isinstance(spec, ClassToken):
+            found |= _tokens(place, shape[0], distilled=head.distilled and head.pool == "token")
+        elif isinstance(spec, Position):
+            found["pos_embed"] = Entry(place, lead=1)
+        elif isinstance(spec, Norm):
+            found[f"norm_pre.{name.removeprefix('norm.')}"] = Entry(place)
+        elif isinstance(spec, MB3D):
+            heads = spec.heads if ".qkv." in place else 0
+            found[f"blocks.{at[position]}.{name.replace('token_mixer.', 'attn.')}"] = Entry(place, heads=heads)
+        elif isinstance(spec, TokenPrune):
+            state = arch.states[position]
+            assert isinstance(state, Tokens)
+            patches = math.prod(state.grid)
+            found[f"score_predictor.{arch.locations.index(position)}.keep_threshold"] = Entry(place, scale=patches)
         else:
-            raise InputError(f"{name} has no place in network {arch.id}; give the state dict of this very network")
-    return found
+            found[name.replace("norm.", "fc_norm.") if head.mean_first else name] = Entry(place)
+    yield found
+
+
+def _blocks(arch: Arch) -> list[int]:
+    """Positions of the transformer blocks."""
+    return [position for position, spec in enumerate(arch.blocks) if isinstance(spec, MB3D)]
+
+
+def _tokens(place: str, count: int, distilled: bool) -> Naming:
+    """Class token, then distillation token, then registers."""
+    names = ["cls_token", *(["dist_token"] if distilled else [])]
+    found = {name: Entry(place, lead=1, rows=(row, row + 1)) for row, name in enumerate(names)}
+    return found | ({"reg_token": Entry(place, lead=1, rows=(len(names), count))} if count > len(names) else {})
+
+
+FAMILY = Family(
+    {
+        **{f"deit_{size}_patch16_224": vit(heads) for size, heads in HEADS.items()},
+        **{f"asvit_deit_{size}": vit(heads, LOCATIONS) for size, heads in HEADS.items()},
+    },
+    _namings,
+)

@@ -13,6 +13,7 @@ from search_spaces.blocks import (
     ClassToken,
     Embed,
     Head,
+    Norm,
     Patch,
     Position,
     Stem,
@@ -24,7 +25,11 @@ from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
     "stem": [(Stem(8), Map(3, 16, 16)), (Stem(6), Map(1, 15, 17)), (Stem(8, convs=3), Map(3, 16, 16))],
-    "position": [(Position(), Map(8, 4, 4)), (Position(), Tokens(12, 6, (3, 4)))],
+    "position": [
+        (Position(), Map(8, 4, 4)),
+        (Position(), Tokens(12, 6, (3, 4))),
+        (Position("sines"), Tokens(13, 6, (3, 4), prefix=1)),
+    ],
     "embed": [
         (Embed(12), Map(8, 8, 8)),
         (Embed(5), Map(8, 7, 9)),
@@ -45,6 +50,7 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 8, loops=2, groups=(2, 3), orders=("contiguous", "permuted"), seed=3), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 8, loops=2, nll=1, recursion="external"), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 8, residual="plain", bias=False, eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
+        (MB3D(2, 4, 4, bias=False, qk_norm=True), Tokens(13, 6, (3, 4), prefix=1)),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
     ],
     "head": [
@@ -52,6 +58,7 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Head(3, distilled=True), Map(6, 4, 4)),
         (Head(3, mean_first=True), Map(6, 4, 4)),
         (Head(3, pool="token", eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
+        (Head(3, pool="token", distilled=True), Tokens(14, 6, (3, 4), prefix=2)),
         (Head(3), Tokens(7, 6, (3, 4), pruned=True)),
     ],
     "token_prune": [
@@ -59,7 +66,8 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (TokenPrune(5, adaptive=True), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
         (TokenPrune(4), Tokens(10, 6, (3, 4), prefix=1, scored_by=(2, 8))),
     ],
-    "patch": [(Patch(8, 4), Map(3, 8, 12))],
+    "patch": [(Patch(8, 4), Map(3, 8, 12)), (Patch(8, 4, bias=False), Map(3, 8, 12))],
+    "norm": [(Norm(), Tokens(12, 6, (3, 4))), (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1))],
     "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
 }
 ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]

@@ -14,6 +14,7 @@ from search_spaces.blocks import (
     ClassToken,
     Embed,
     Head,
+    Norm,
     Patch,
     Position,
     Stem,
@@ -32,6 +33,7 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
     "position": (Stem(48), Position(), Head(4)),
     "patch": (Patch(48, 8), Head(4)),
     "class_token": (Patch(48, 8), ClassToken(), MB3D(bias=False), Head(4, pool="token")),
+    "norm": (Patch(48, 8), Position(), Norm(), MB3D(3, 8, 8, bias=False, qk_norm=True), Head(4)),
     "token_prune": (
         Stem(16),
         MB3D(3, 8, 12),

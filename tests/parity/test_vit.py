@@ -1,33 +1,16 @@
-"""DeiT-Ti and AS-ViT on it against the authors' outputs, on weights that a formula gives."""
+"""DeiT and AS-ViT on it against the authors' outputs and timm, on weights that a formula gives."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from search_spaces import InputError, zoo
-from search_spaces.arch import Arch, Network
+from nas.cost import macs, params
+from search_spaces import zoo
+from search_spaces.arch import Network
 from search_spaces.tokens import Chosen
-from search_spaces.zoo.vit import released, vit
 from tests.parity.fill import image, value
-
-
-def reference(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(__file__).parent / f"{name}.json").read_text())
-    return found
-
-
-def filled(parity: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value(name, tuple(shape)) for name, shape in parity["state"].items()}
-
-
-def loaded(arch: Arch, state: dict[str, Tensor]) -> Network:
-    network = arch.build()
-    network.load_state_dict(released(state, arch))
-    return network
+from tests.parity.reference import filled, reference
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +19,14 @@ def pruned() -> tuple[dict[str, Any], Network]:
     state = filled(parity)
     for number, threshold in enumerate(parity["thresholds"]):
         state[f"score_predictor.{number}.keep_threshold"] = torch.tensor(threshold)
-    return parity, loaded(vit(3, tuple(parity["pruning_locations"])), state)
+    return parity, zoo.load_released("asvit_deit_tiny", state, locations=tuple(parity["pruning_locations"]))
 
 
 def test_deit_parameters_macs_and_logits() -> None:
     parity, arch = reference("deit_tiny_patch16_224"), zoo.arch("deit_tiny_patch16_224")
-    assert sum(spec.params(state) for spec, state in arch.steps()) == parity["params"]
-    assert sum(spec.macs(state) for spec, state in arch.steps()) == parity["macs"]
-    network = loaded(arch, filled(parity)).eval()
+    assert params(arch) == parity["params"]
+    assert macs(arch) == parity["macs"]
+    network = zoo.load_released("deit_tiny_patch16_224", filled(parity))
     with torch.no_grad():
         logits = network(image(224, parity["batch"]))
     torch.testing.assert_close(logits[:, :100], torch.tensor(parity["logits"]), rtol=1e-4, atol=1e-4)
@@ -83,6 +66,17 @@ def test_the_training_forward(pruned: tuple[dict[str, Any], Network]) -> None:
     assert all(weight.grad is not None and weight.grad < 0 for weight in thresholds), "a higher threshold keeps fewer"
 
 
-def test_an_entry_of_another_network_is_refused() -> None:
-    with pytest.raises(InputError, match=r"blocks\.12\.norm1\.weight has no place"):
-        released({"blocks.12.norm1.weight": torch.ones(192)}, zoo.arch("deit_tiny_patch16_224"))
+@pytest.mark.parametrize("size", ["small", pytest.param("base", marks=pytest.mark.slow)])
+def test_the_larger_ones_against_timm(size: str) -> None:
+    """DeiT, and AS-ViT on it, which keeps all patches where its thresholds are below all scores."""
+    import timm
+
+    theirs = timm.create_model(f"deit_{size}_patch16_224").eval()
+    state = {name: value(name, tuple(weight.shape)) for name, weight in theirs.state_dict().items()}
+    theirs.load_state_dict(state)
+    images = image(224, 2)
+    below = {f"score_predictor.{number}.keep_threshold": torch.tensor(-1.0) for number in range(3)}
+    with torch.no_grad():
+        wanted = theirs(images)
+        for name, given in ((f"deit_{size}_patch16_224", state), (f"asvit_deit_{size}", state | below)):
+            torch.testing.assert_close(zoo.load_released(name, given)(images), wanted, rtol=1e-4, atol=1e-4)

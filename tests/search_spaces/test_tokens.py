@@ -1,5 +1,7 @@
 """Scores, masks and packing of tokens, against hand-made values, their definitions and each other."""
 
+from itertools import pairwise
+
 import onnxruntime
 import pytest
 import torch
@@ -7,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from search_spaces import tokens
 from search_spaces.tokens import (
+    choose_above,
     keep_above,
     masked_softmax,
     multiply,
@@ -186,6 +190,47 @@ def test_packed_attention_gives_each_image_what_it_gets_alone(biased: bool) -> N
         if bias is not None:
             logits = logits + torch.stack([torch.stack([bias[:, a, b] for b in own], -1) for a in own], -2)
         torch.testing.assert_close(alone, torch.einsum("hqk,khd->qhd", logits.softmax(-1), own_v))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 4.0, 99.0])
+)
+def test_packed_choices_are_each_images_own(lengths: list[int], seed: int, threshold: float) -> None:
+    scores = (uniform(sum(lengths), seed=seed) * 4).round() / 4  # with ties
+    above = choose_above(scores, threshold, 9, torch.tensor(lengths))
+    for own, kept in zip(scores.split(lengths), above.split(lengths), strict=True):
+        assert torch.equal(kept, keep_above(own[None], threshold, 9)[0])
+
+
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float
+) -> Tensor:
+    """What torch documents of `varlen_attn`, image by image."""
+    assert cu_q.dtype == cu_k.dtype == torch.int32 and max_q == max_k == int(cu_q.diff().max())
+    out = torch.empty_like(v)
+    for start, end in pairwise(cu_q.tolist()):
+        logits = torch.einsum("qhd,khd->hqk", q[start:end], k[start:end]) * scale
+        out[start:end] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), v[start:end])
+    return out
+
+
+def test_the_kernel_for_packed_sequences_is_called_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    q, k, v = (normal(12, 2, 4, seed=seed) for seed in range(3))
+    lengths = torch.tensor([4, 1, 7])
+    torch.testing.assert_close(tokens._varlen(q, k, v, lengths, 0.3), packed_attention(q, k, v, lengths, 0.3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_packed_attention_on_a_gpu() -> None:
+    lengths = torch.tensor([40, 3, 70])
+    q, k, v = (normal(113, 2, 64, seed=seed) for seed in range(3))
+    wanted = packed_attention(q, k, v, lengths, 0.125)
+    half = [x.cuda().bfloat16() for x in (q, k, v)]
+    found = packed_attention(*half, lengths.cuda(), 0.125).float().cpu()
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.03)
 
 
 def test_a_bias_without_places_is_refused() -> None:

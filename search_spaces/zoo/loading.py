@@ -1,0 +1,234 @@
+"""Networks of the zoo by name, and with the weights that their authors released, or that a user trained in their naming."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_spaces.arch import Arch, Network
+from search_spaces.blocks import MB3D
+from search_spaces.errors import InputError
+from search_spaces.variants import check_sides, extract_variant
+from search_spaces.zoo import checkpoint, efficientformer, sret, vit
+from search_spaces.zoo.released import Family, Naming, check, fitted, places
+
+__all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]
+
+FAMILIES: tuple[Family, ...] = (efficientformer.FAMILY, sret.FAMILY, vit.FAMILY)
+OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
+ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
+SIDES = range(16, 1025, 16)  # pixels of the image sizes that a release is looked for at
+Order = Callable[[int], Tensor]
+
+
+def names() -> tuple[str, ...]:
+    """All names that `arch` knows."""
+    return tuple(ARCHS)
+
+
+def arch(name: str) -> Arch:
+    """The published network `name`.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    if name not in ARCHS:
+        raise InputError(f"no network called {name!r}; known: {', '.join(ARCHS)}")
+    return ARCHS[name]
+
+
+def load_released(
+    name: str,
+    state_dict: Mapping[str, Any],
+    *,
+    classes: int | None = None,
+    image_size: int | None = None,
+    locations: tuple[int, ...] | None = None,
+    permutation: Order | None = None,
+) -> Network:
+    """The network `name` with weights in its authors' naming or timm's, in eval mode; its `arch` says what it is.
+
+    Class count and image size are those of the weights, so that fine-tuned ones load as they are.
+
+    Args:
+        name: of the zoo.
+        state_dict: the weights, or a checkpoint that holds them (under `model`, `state_dict`, an EMA of them, with `module.`).
+        classes: another number of classes: the head is fresh.
+        image_size: another image size: positions and bias tables are interpolated.
+        locations: of an AS-ViT, the blocks before which its thresholds prune; without it (4, 7, 10).
+        permutation: of a SReT, the order (n,) of n tokens, which the release draws anew in every run; without it a fixed one.
+
+    Raises:
+        InputError: the weights do not fit, told with the first entry missing, unexpected and misshapen; or an argument does not.
+    """
+    network = arch(name)
+    if locations is not None:
+        if not network.locations:
+            raise InputError(f"{name} prunes no tokens; locations are of the networks asvit_*")
+        network = vit.pruned_at(network, locations)
+    loaded = _loaded(name, network, checkpoint.unwrapped(state_dict))
+    if permutation is not None:
+        _reorder(loaded, permutation, name)
+    if classes is not None and classes != loaded.arch.classes:
+        loaded = with_new_head(loaded, classes)
+    if image_size is not None and image_size != loaded.arch.image_size:
+        check_sides(loaded.arch, (image_size,))
+        loaded = extract_variant(loaded, loaded.arch, loaded.arch.at(image_size))
+    return loaded.eval()
+
+
+def from_checkpoint(
+    path: Path | str, name: str | None = None, *, classes: int | None = None, image_size: int | None = None
+) -> Network:
+    """The network in a .safetensors or .pth file, in eval mode, its `arch` beside it; nothing in the file is run.
+
+    A file of ours says which network it holds. Of other weights the network is `name`, or the one of the zoo that they fit.
+
+    Raises:
+        InputError: the file is damaged or holds code, or its weights fit no network of the zoo, or not this one; see `load_released`.
+    """
+    path = Path(path)
+    held = checkpoint.read(path)
+    own = checkpoint.arch_in(path)
+    if own is None:
+        try:
+            state = checkpoint.unwrapped(held)
+            return load_released(name or _recognised(state), state, classes=classes, image_size=image_size)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    if name is not None and own != arch(name):
+        raise InputError(f"{path} holds network {own.id}, not {name}; leave the name out")
+    network = own.build()
+    try:
+        network.load_state_dict(held)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not hold the weights of network {own.id}, as it says; write it again") from error
+    if classes is not None and classes != own.classes:
+        network = with_new_head(network, classes)
+    if image_size is not None and image_size != own.image_size:
+        check_sides(own, (image_size,))
+        network = extract_variant(network, network.arch, network.arch.at(image_size))
+    return network.eval()
+
+
+def with_new_head(network: Network, classes: int) -> Network:
+    """The network for another number of classes: all weights but those of its classifiers, which are fresh."""
+    found = network.arch.with_classes(classes).build()
+    wanted, own = found.state_dict(), network.state_dict()
+    found.load_state_dict({name: own[name] if own[name].shape == new.shape else new for name, new in wanted.items()})
+    return found.train(network.training)
+
+
+def _loaded(name: str, network: Arch, state: Mapping[str, Tensor]) -> Network:
+    """The network with weights in one of its release's namings, of their own class count and image size."""
+    own, naming, fault = _fit(name, network, state)
+    if fault is not None:
+        raise InputError(f"these weights are not those of {name}: {fault}")
+    with torch.device("meta"):  # no time is spent on weights that are replaced
+        found = own.build()
+    weights = fitted(own, naming, state)
+    for place, held in found.state_dict().items():
+        if held.is_meta and place not in weights:  # the counters of BN
+            weights[place] = torch.zeros(held.shape, dtype=held.dtype)
+        weights.setdefault(place, held)
+    found.load_state_dict(weights, assign=True)
+    return found
+
+
+def _fit(name: str, network: Arch, state: Mapping[str, Tensor]) -> tuple[Arch, Naming, str | None]:
+    """The network as it must be for these weights, the naming they are in, and what does not fit; None where all does."""
+    naming = max(_namings(name, network), key=lambda naming: len(naming.keys() & state.keys()))
+    own = _at_size(_of_classes(network, naming, state), naming, state)
+    return own, naming, check(own, naming, OF[name].tables, state)
+
+
+@lru_cache(maxsize=256)
+def _namings(name: str, network: Arch) -> tuple[Naming, ...]:
+    return tuple(OF[name].namings(network))
+
+
+def _of_classes(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> Arch:
+    """The network with as many classes as its weights tell apart."""
+    body = dataclasses.replace(network).with_classes(network.classes + 1)
+    bound = [place for place, shape in places(network).items() if places(body)[place] != shape]
+    counts = [
+        len(state[name])
+        for name, entry in naming.items()
+        if entry.place in bound and name in state and state[name].ndim
+    ]
+    return network.with_classes(counts[0]) if counts and counts[0] else network
+
+
+def _at_size(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> Arch:
+    """The network at the image size that its weights were trained at, told by the first table that belongs to a grid."""
+    tables = {
+        f"blocks.{position}.{parameter}": position
+        for position, (spec, before) in enumerate(network.steps())
+        for parameter in spec.grid_params(before)
+    }
+    first = next((name for name, entry in naming.items() if entry.place in tables and name in state), None)
+    if first is None:
+        return network
+    place = naming[first].place
+    position, wanted = tables[place], tuple(state[first].shape)
+
+    def fits(candidate: Arch) -> bool:
+        with torch.device("meta"):
+            block = candidate.blocks[position].build(candidate.states[position])
+        shape = block.get_parameter(place.split(".", 2)[2]).shape
+        return naming[first].shape(tuple(shape)) == wanted
+
+    return next((candidate for candidate in _sizes(network) if fits(candidate)), network)
+
+
+def _sizes(network: Arch) -> Iterator[Arch]:
+    """The network as it was published, then at every size that it can be at."""
+    yield network
+    for side in SIDES:
+        try:
+            yield network.at(side)
+        except ValueError:  # a block cannot run there
+            continue
+
+
+def _reorder(network: Network, permutation: Order, name: str) -> None:
+    """Give every loop that permutes tokens the order that `permutation` says.
+
+    Raises:
+        InputError: the network permutes none, or that is no order of its tokens.
+    """
+    drawn = [i for i, spec in enumerate(network.arch.blocks) if isinstance(spec, MB3D) and "permuted" in spec.orders]
+    if not drawn:
+        raise InputError(f"{name} permutes no tokens; permutation is of the networks sret_*")
+    state = network.state_dict()
+    for place in [place for place in state if place.endswith(".order") and int(place.split(".")[1]) in drawn]:
+        count = len(state[place])
+        order = torch.as_tensor(permutation(count))
+        if order.shape != (count,) or not torch.equal(order.sort().values.cpu(), torch.arange(count)):
+            raise InputError(f"permutation({count}) gives no order of {count} tokens")
+        state[place] = order
+    network.load_state_dict(state)
+
+
+def _recognised(state: Mapping[str, Tensor]) -> str:
+    """The first network of the zoo that the weights fit.
+
+    Raises:
+        InputError: they fit none, told with what the nearest lacks.
+    """
+    shared = {name: max(len(naming.keys() & state.keys()) for naming in _namings(name, ARCHS[name])) for name in ARCHS}
+    most = max(shared.values())
+    if not most:
+        raise InputError(
+            f"no entry, such as {next(iter(state))}, is known from a network of the zoo; known: {', '.join(ARCHS)}"
+        )
+    faults = {name: _fit(name, ARCHS[name], state)[2] for name, count in shared.items() if count == most}
+    for name, fault in faults.items():
+        if fault is None:
+            return name
+    name, fault = next(iter(faults.items()))
+    raise InputError(f"these weights fit no network of the zoo; of the nearest, {name}: {fault}")

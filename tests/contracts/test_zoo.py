@@ -1,0 +1,70 @@
+"""What every published network promises, for every name of the zoo."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.cost import macs, macs_fvcore, macs_thop, params
+from nas.export import check_onnx, export_onnx
+from nas.target import Target
+from nas.train.retrain import fresh_network
+from search_spaces import Arch, zoo
+from search_spaces.zoo.loading import OF
+from search_spaces.zoo.released import places
+
+SIDE = 64  # pixels, where a network of any size runs in a moment
+ONE_OF_EACH = ["efficientformer_l1", "sret_t", "deit_tiny_patch16_224", "asvit_deit_tiny"]
+
+
+def runnable(arch: Arch) -> Arch:
+    """The network on small images."""
+    return arch.at(SIDE)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_json_and_closed_forms(name: str) -> None:
+    arch = zoo.arch(name)
+    assert Arch.from_json(arch.to_json()) == arch
+    with torch.device("meta"):
+        assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
+    small = runnable(arch)
+    assert macs(small) == macs_fvcore(small) == macs_thop(small)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_weight_has_one_place_in_a_release(name: str) -> None:
+    """Each naming fills every row of every weight."""
+    arch = zoo.arch(name)
+    for naming in OF[name].namings(arch):
+        filled: dict[str, set[int]] = {}
+        for entry in naming.values():
+            rows = entry.rows or (0, places(arch)[entry.place][0] if places(arch)[entry.place] else 1)
+            filled.setdefault(entry.place, set()).update(range(*rows))
+        assert {place: len(rows) for place, rows in filled.items()} == {
+            place: shape[0] if shape else 1 for place, shape in places(arch).items()
+        }
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_gradients_are_finite_and_reach_every_weight(name: str) -> None:
+    network = fresh_network(runnable(zoo.arch(name)), 0).train()
+    generator = torch.Generator().manual_seed(0)
+    logits = network(torch.randn(2, 3, SIDE, SIDE, generator=generator))
+    torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
+    for weight, parameter in network.named_parameters():
+        assert parameter.grad is not None, weight
+        assert torch.isfinite(parameter.grad).all(), weight
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_exported_file_agrees(name: str, tmp_path: Path) -> None:
+    arch = runnable(zoo.arch(name))
+    network = fresh_network(arch, 0).eval()
+    path = export_onnx(network, arch.example(), tmp_path / "network.onnx")
+    images = torch.cat([arch.example(seed=seed) for seed in range(8)])
+    checked = check_onnx(path, network, images, Target.parse("cpu-ort-fp32-b1-t1"))
+    assert checked.max_abs_diff <= 1e-4
+    assert checked.top1_agreement == 1
