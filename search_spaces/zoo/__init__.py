@@ -2,11 +2,11 @@
 
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
-from search_spaces.zoo import efficientformer, sret, vit
+from search_spaces.zoo import efficientformer, efficientformerv2, sret, vit
 
 __all__ = ["arch", "names"]
 
-ARCHS: dict[str, Arch] = {**efficientformer.ARCHS, **sret.ARCHS, **vit.ARCHS}
+ARCHS: dict[str, Arch] = {**efficientformer.ARCHS, **efficientformerv2.ARCHS, **sret.ARCHS, **vit.ARCHS}
 
 
 def names() -> tuple[str, ...]:
