@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from timm.models.efficientformer_v2 import Downsample, EfficientFormerV2Block
+from torch import nn
 
 from search_spaces import Arch, InputError, zoo
-from search_spaces.blocks import MapAttention
+from search_spaces.blocks import AttentionEmbed, MapAttention
+from search_spaces.states import Map
 from search_spaces.variants import extract_variant
-from search_spaces.zoo.efficientformerv2 import released
-from tests.parity.fill import image
+from search_spaces.zoo.efficientformerv2 import _ours, released
+from tests.parity.fill import image, value
 from tests.parity.oracle import assert_logits, entries, network_with, reference, timm_model
 
 S0 = zoo.arch("efficientformerv2_s0")
@@ -45,6 +48,30 @@ def test_other_sizes_agree_with_timm(side: int) -> None:
     network = network_with(S0.at(side), released(model.state_dict(), S0.at(side)))
     with torch.no_grad():
         assert_logits(network(image(side, 1)), model(image(side, 1)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (4, 9)])
+def test_blocks_on_odd_sides_agree_with_timms(height: int, width: int) -> None:
+    """Which timm's networks do not get to, because their strided attention takes even sides alone."""
+    sides, x = (height, width), torch.randn(2, 8, height, width)
+    theirs: list[nn.Module] = [
+        Downsample(8, 12, resolution=sides, use_attn=True),
+        EfficientFormerV2Block(8, 3, resolution=sides),
+    ]
+    for model, spec, place in zip(
+        theirs, (AttentionEmbed(12), MapAttention(ratio=3)), ("stages.3.downsample.", "stages.3.blocks.0."), strict=True
+    ):
+        state = {
+            name: value(place + name, tuple(own.shape))
+            for name, own in model.state_dict().items()
+            if own.is_floating_point()
+        }
+        model.load_state_dict(state, strict=False)
+        block = spec.build(Map(8, height, width))
+        block.load_state_dict(
+            {_ours(place + name).removeprefix(place): own for name, own in model.state_dict().items()}
+        )
+        torch.testing.assert_close(block.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 def test_it_starts_as_timms() -> None:
