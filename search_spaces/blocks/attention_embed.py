@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
@@ -35,7 +36,8 @@ class DownAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         v = self.v(x)
-        mixed = self.core(self.q(self.local(x) + x[:, :, ::2, ::2]), self.k(x), v) + self.v_local(v)
+        places = F.avg_pool2d(x, 1, stride=2)  # every second place; a slice would leave ONNX Runtime's blocked layout
+        mixed = self.core(self.q(self.local(x) + places), self.k(x), v) + self.v_local(v)
         out: Tensor = self.proj(self.act(mixed))
         return out
 
