@@ -38,7 +38,7 @@ from search_spaces.zoo.vit import pruned_at, vit
 HEADS, LOCATIONS, SHARES = 6, (4, 7, 10), (0.7, 0.49, 0.34)
 GAIN = 6.0  # that queries and keys are larger by than a fresh network's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CALIBRATION = 32  # images at a time
+AT_ONCE = 32  # images whose counts are taken
 
 
 def networks(images: Tensor, seed: int) -> tuple[Network, Network]:
@@ -51,7 +51,7 @@ def networks(images: Tensor, seed: int) -> tuple[Network, Network]:
             if isinstance(block, MB3DModule):
                 mixer = block.token_mixer
                 mixer.qkv.weight.unflatten(0, (mixer.heads, -1))[:, : 2 * mixer.key_dim] *= GAIN
-    calibrate(pruned, arch, in_batches(images, CALIBRATION))
+    calibrate(pruned, arch, in_batches(images))
     dense = vit(HEADS).build().eval()
     own = [block for block in pruned.blocks if not isinstance(block, TokenPruneModule)]
     for block, source in zip(dense.blocks, own, strict=True):
@@ -72,7 +72,7 @@ def padded(network: Network, images: Tensor) -> Tensor:
             above = keep_above(scores, block.threshold, block.total, None if mask is None else mask[:, 1:])
             above = above if mask is None else above & mask[:, 1:]
             tokens = torch.cat([above.new_ones(len(above), 1), above], 1)
-            order = tokens.int().argsort(1, descending=True, stable=True)[:, : int(tokens.sum(1).max())]
+            order = tokens.int().argsort(dim=1, descending=True, stable=True)[:, : int(tokens.sum(1).max())]
             x = x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
             mask = tokens.gather(1, order)
         elif isinstance(block, MB3DModule):
@@ -102,7 +102,7 @@ def padded_block(block: MB3DModule, x: Tensor, mask: Tensor | None, scored: bool
 def counts_of(network: Network, images: Tensor) -> NDArray[np.int64]:
     """(images, locations) patches that each image keeps."""
     rows = []
-    for batch in images.split(CALIBRATION):
+    for batch in images.split(AT_ONCE):
         trace: list[Chosen] = []
         network(batch, trace)
         rows.append(torch.stack([one.counts for one in trace], 1).cpu())
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = compare(given)
-    target = Target("cpu", "eager", "fp32", 1, given.threads)
+    target = Target("cpu", "ort", "fp32", 1, given.threads)  # for the machine alone: torch runs here
     machine = fingerprint(target) if given.device == "cpu" else {"gpu": torch.cuda.get_device_name()}
     command = f"python benchmarks/packed.py --batches {' '.join(map(str, given.batches))} --rounds {given.rounds}"
     result = {"command": command, "machine": machine, "threads": given.threads, "dtype": given.dtype, **found}

@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # naming costs must not wait for torch
 
 __all__ = ["macs", "macs_fvcore", "macs_thop", "params"]
 
-NORMS_AND_POOLS = "batch_norm layer_norm group_norm instance_norm adaptive_avg_pool2d"  # fvcore would count these
+UNCOUNTED = (
+    "batch_norm layer_norm group_norm instance_norm adaptive_avg_pool2d upsample_bilinear2d"  # fvcore would count these
+)
 ZERO_OPS = (  # and leaves these out, rightly
     "add sub rsub mul div abs mean sum gelu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
     "index_select linalg_vector_norm"
@@ -37,14 +39,14 @@ def params(arch: Arch) -> int:
 
 
 def macs_fvcore(arch: Arch) -> int:
-    """Multiply-accumulates for one image as fvcore counts them, norms and pooling left out."""
+    """Multiply-accumulates for one image as fvcore counts them, norms, pooling and resizing left out."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.*")  # fvcore's import
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(arch.keeping(adaptive=False).build().eval(), arch.example())
-        analysis.set_op_handle(**{f"aten::{name}": _zero for name in NORMS_AND_POOLS.split()})
+        analysis.set_op_handle(**{f"aten::{name}": _zero for name in UNCOUNTED.split()})
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         total = analysis.total()
@@ -91,6 +93,7 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from torch import nn
 
     from search_spaces.blocks.attention import Attention, Cut
+    from search_spaces.blocks.grid_attention import GridAttention
     from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
     from search_spaces.blocks.residual import Residual
@@ -98,7 +101,8 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
 
     zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity)
     ours = (Residual, Cut, PositionModule, ClassTokenModule, TokenPruneModule)
-    return {Attention: _count_attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
+    attention = {Attention: _count_attention, GridAttention: _count_grid_attention}
+    return {**attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
 
 
 def _count_nothing(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -112,3 +116,11 @@ def _count_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) ->
     matmuls = module.heads * count * (count // groups) * (module.key_dim + module.value_dim)
     linear = sum(layer.in_features * layer.out_features for layer in (module.qkv, module.proj))
     module.total_ops += batch * (matmuls + count * linear)
+
+
+def _count_grid_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Both matmuls, and the 1x1 convolutions over the heads, of all pairs of places."""
+    q, k, v = inputs
+    pairs = q[0, 0].numel() * k[0, 0].numel()
+    talking = 2 * module.heads**2 if module.talking_logits is not None else 0
+    module.total_ops += len(q) * pairs * (q.shape[1] + v.shape[1] + talking)

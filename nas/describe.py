@@ -19,7 +19,7 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
 
     Returns:
         `id`, `params`, `macs`, `macs_fvcore`, `macs_thop`, `predicted_ms` with its band `low` and `high`, and `blocks`:
-        for each its `index`, `kind`, `output` shape without the batch, `params`, `macs` and `ms`.
+        for each its `index`, `kind`, `label`, `output` shape without the batch, `params`, `macs` and `ms`.
 
     Raises:
         MissingLatency: the table lacks rows of the network.
@@ -30,6 +30,7 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
         {
             "index": index,
             "kind": spec.kind,
+            "label": spec.label,
             "output": _shape(spec.output(state)),
             "params": spec.params(state),
             "macs": spec.macs(state),

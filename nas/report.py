@@ -9,7 +9,7 @@ from typing import Any
 from nas.files import atomic_write
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
-from search_spaces.blocks import BlockSpec, Embed, Head, Stem
+from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, Stem
 from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
@@ -70,7 +70,7 @@ def sketch(arch: Arch) -> str:
 def _stages(arch: Arch) -> list[list[BlockSpec]]:
     stages: list[list[BlockSpec]] = []
     for spec in arch.blocks:
-        if isinstance(spec, Stem | Embed):
+        if isinstance(spec, Stem | Embed | AttentionEmbed):
             stages.append([])
         if not isinstance(spec, Head):
             stages[-1].append(spec)

@@ -1,8 +1,10 @@
 """One file a block kind; a new kind is one file and one line in `BLOCKS`."""
 
+from search_spaces.blocks.attention_embed import AttentionEmbed
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
+from search_spaces.blocks.map_attention import MapAttention
 from search_spaces.blocks.mb3d import MB3D
 from search_spaces.blocks.mb4d import MB4D
 from search_spaces.blocks.norm import Norm
@@ -15,10 +17,12 @@ __all__ = [
     "BLOCKS",
     "MB3D",
     "MB4D",
+    "AttentionEmbed",
     "BlockSpec",
     "ClassToken",
     "Embed",
     "Head",
+    "MapAttention",
     "Norm",
     "Patch",
     "Position",
@@ -38,4 +42,6 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "patch": Patch,
     "class_token": ClassToken,
     "norm": Norm,
+    "map_attention": MapAttention,
+    "attention_embed": AttentionEmbed,
 }

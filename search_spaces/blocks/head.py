@@ -1,4 +1,4 @@
-"""Classification head: LN, mean over places, linear (EfficientFormer, arXiv 2206.01191), or the mean first (SReT, 2111.05297)."""
+"""Classification head: norm, mean over places, linear (EfficientFormer, arXiv 2206.01191), or the mean first (SReT, 2111.05297)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +13,7 @@ from search_spaces.tokens import Kept, unpack
 __all__ = ["Head"]
 
 POOLS = ("mean", "token")
+NORMS = ("layer", "batch")
 
 
 class HeadModule(nn.Module):
@@ -21,7 +22,8 @@ class HeadModule(nn.Module):
     def __init__(self, spec: "Head", channels: int, prefix: int) -> None:
         super().__init__()
         self.mean_first, self.pool, self.prefix = spec.mean_first, spec.pool, prefix
-        self.norm = nn.LayerNorm(channels, eps=spec.eps)
+        self.on_map = spec.norm == "batch"
+        self.norm = nn.BatchNorm2d(channels, eps=spec.eps) if self.on_map else nn.LayerNorm(channels, eps=spec.eps)
         self.head = nn.Linear(channels, spec.classes)
         self.head_dist = nn.Linear(channels, spec.classes) if spec.distilled else None
         self.tokens = 1 + spec.distilled if spec.pool == "token" else 1
@@ -29,15 +31,21 @@ class HeadModule(nn.Module):
     def forward(self, given: Tensor | Kept) -> Tensor:
         """Pool, before the norm or after it, and score the classes."""
         kept = given if isinstance(given, Kept) else Kept(given)
-        if kept.x.ndim == 4:
-            kept = Kept(kept.x.flatten(2).transpose(1, 2))
-        first = self.mean_first or self.pool == "token"  # of a token it is the same, and less work
-        pooled = self.norm(self._pooled(kept.x, kept)) if first else self._pooled(self.norm(kept.x), kept)
+        pooled = self.norm(kept.x).mean((2, 3)) if self.on_map else self._of_tokens(kept)
         logits: Tensor = self.head(pooled[:, 0] if self.tokens > 1 else pooled)
         if self.head_dist is None:
             return logits
         other: Tensor = self.head_dist(pooled[:, 1] if self.tokens > 1 else pooled)
         return (logits + other) / 2
+
+    def _of_tokens(self, kept: Kept) -> Tensor:
+        """What `_pooled` gives, normed; a map is laid out as tokens."""
+        if kept.x.ndim == 4:
+            kept = Kept(kept.x.flatten(2).transpose(1, 2))
+        if self.mean_first or self.pool == "token":  # of a token it is the same before and after, and less work
+            out: Tensor = self.norm(self._pooled(kept.x, kept))
+            return out
+        return self._pooled(self.norm(kept.x), kept)
 
     def _pooled(self, x: Tensor, kept: Kept) -> Tensor:
         """(B, C): the class token of each image, or the mean over its patches; (B, 2, C): class and distillation token."""
@@ -61,6 +69,7 @@ class Head(BlockSpec):
 
     `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place, and
     the second classifier's is the distillation token behind it (DeiT, arXiv 2012.12877, section 4).
+    `norm` batch: BN of a map, as in EfficientFormerV2 (arXiv 2212.08059), in place of LN.
     """
 
     kind: ClassVar[str] = "head"
@@ -69,19 +78,26 @@ class Head(BlockSpec):
     mean_first: bool = False
     pool: str = "mean"
     eps: float = 1e-5  # of the norm
+    norm: str = "layer"
 
     def __post_init__(self) -> None:
-        """Refuse an empty classifier and an unknown pooling."""
+        """Refuse an empty classifier, an unknown pooling or norm, and a BN that is not on the map."""
         if self.pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
         if self.pool == "token" and self.mean_first:
             raise ValueError("mean_first says nothing of a head that pools a token; leave it out")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.norm == "batch" and (self.mean_first or self.pool == "token"):
+            raise ValueError("a head with BN norms the map before its mean; leave out mean_first, and pool the mean")
         if self.classes < 1:
             raise ValueError(f"a head needs at least one class, got {self.classes}")
 
     def _input(self, state: State) -> Tokens:
         if not isinstance(state, Map | Tokens):
             raise ValueError(f"a head takes tokens or a map, got {state}")
+        if self.norm == "batch" and not isinstance(state, Map):
+            raise ValueError(f"a head with BN takes a map, got {state}; norm must be layer")
         source = tokens_of(state)
         if self.pool == "token" and not source.prefix:
             raise ValueError("there is no class token to pool; put a class_token block before, or pool the mean")
@@ -108,6 +124,7 @@ class Head(BlockSpec):
             ("heads", 1 + self.distilled),
         )
         dims += (("mean_first", 1),) if self.mean_first else ()
+        dims += (("batch_norm", 1),) if self.norm == "batch" else ()
         dims += (("token", 1),) if self.pool == "token" else ()
         dims += (("kept", 1),) if source.pruned else ()
         return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)

@@ -48,7 +48,7 @@ class Residual(nn.Module):
         super().__init__()
         self.form = form
         if form == "layer_scale":
-            self.gamma = nn.Parameter(torch.full((channels,), init))
+            self.gamma = nn.Parameter(torch.full((channels,), float(init)))  # JSON has 1.0 as 1
         elif form == "coefficients":
             self.skip, self.branch = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 

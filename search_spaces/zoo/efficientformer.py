@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Stem
+from search_spaces.blocks import MB3D, MB4D, AttentionEmbed, BlockSpec, Embed, Head, Stem
 from search_spaces.zoo.released import Entry, Family, Naming, places
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "numbered"]
 
 
 def _arch(depths: tuple[int, ...], widths: tuple[int, ...], mb3d: int) -> Arch:
@@ -28,14 +28,14 @@ def _namings(arch: Arch) -> Iterator[Naming]:
     """timm's, then the authors' own; both count the reshape before the first 3D block as a block."""
     timm: dict[str, Entry] = {}
     authors: dict[str, Entry] = {}
-    stages = _numbered(arch)
+    stages = numbered(arch)
     for place in places(arch):
         position, name = int(place.split(".")[1]), place.split(".", 2)[2]
         spec, (stage, number) = arch.blocks[position], stages[position]
         if isinstance(spec, Stem):
             part, _, leaf = name.partition(".")
             theirs, own = f"stem.{name}", f"patch_embed.{AUTHORS_STEM[part]}.{leaf}"
-        elif isinstance(spec, Embed):
+        elif isinstance(spec, Embed | AttentionEmbed):
             theirs = f"stages.{stage}.downsample.{name}"
             own = f"network.{2 * stage - 1}.{name.replace('conv.', 'proj.')}"
         elif isinstance(spec, Head):
@@ -47,17 +47,17 @@ def _namings(arch: Arch) -> Iterator[Naming]:
     yield from (timm, authors)
 
 
-def _numbered(arch: Arch) -> list[tuple[int, int]]:
+def numbered(arch: Arch) -> list[tuple[int, int]]:
     """The stage of each block, and its number there in the releases."""
     found: list[tuple[int, int]] = []
     stage, number = 0, 0
     for before, spec in pairwise((None, *arch.blocks)):
-        if isinstance(spec, Embed):
+        if isinstance(spec, Embed | AttentionEmbed):
             stage, number = stage + 1, 0
         elif isinstance(spec, MB3D) and not isinstance(before, MB3D):
-            number += 1
+            number += 1  # the reshape
         found.append((stage, number))
-        number += isinstance(spec, MB4D | MB3D)
+        number += not isinstance(spec, Stem | Embed | AttentionEmbed)
     return found
 
 

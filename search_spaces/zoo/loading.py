@@ -13,12 +13,12 @@ from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
-from search_spaces.zoo import checkpoint, efficientformer, sret, vit
+from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, sret, vit
 from search_spaces.zoo.released import Family, Naming, check, fitted, places
 
 __all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]
 
-FAMILIES: tuple[Family, ...] = (efficientformer.FAMILY, sret.FAMILY, vit.FAMILY)
+FAMILIES: tuple[Family, ...] = (efficientformer.FAMILY, efficientformerv2.FAMILY, sret.FAMILY, vit.FAMILY)
 OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
 ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
 SIDES = range(16, 1025, 16)  # pixels of the image sizes that a release is looked for at
@@ -164,25 +164,28 @@ def _of_classes(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> A
 
 
 def _at_size(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> Arch:
-    """The network at the image size that its weights were trained at, told by the first table that belongs to a grid."""
-    tables = {
+    """The network at the image size that its weights were trained at, told by the tables that belong to a grid."""
+    bound = {
         f"blocks.{position}.{parameter}": position
         for position, (spec, before) in enumerate(network.steps())
         for parameter in spec.grid_params(before)
     }
-    first = next((name for name, entry in naming.items() if entry.place in tables and name in state), None)
-    if first is None:
-        return network
-    place = naming[first].place
-    position, wanted = tables[place], tuple(state[first].shape)
+    held = [(entry, state[name]) for name, entry in naming.items() if entry.place in bound and name in state]
 
     def fits(candidate: Arch) -> bool:
-        with torch.device("meta"):
-            block = candidate.blocks[position].build(candidate.states[position])
-        shape = block.get_parameter(place.split(".", 2)[2]).shape
-        return naming[first].shape(tuple(shape)) == wanted
+        return all(
+            tuple(value.shape) == entry.shape(_shape_in(candidate, bound[entry.place], entry.place))
+            for entry, value in held
+        )
 
     return next((candidate for candidate in _sizes(network) if fits(candidate)), network)
+
+
+def _shape_in(network: Arch, position: int, place: str) -> tuple[int, ...]:
+    """The shape of one weight of a network, of which no more than its block is built."""
+    with torch.device("meta"):
+        block = network.blocks[position].build(network.states[position])
+    return tuple(block.get_parameter(place.split(".", 2)[2]).shape)
 
 
 def _sizes(network: Arch) -> Iterator[Arch]:

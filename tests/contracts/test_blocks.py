@@ -9,10 +9,12 @@ from search_spaces import BLOCKS
 from search_spaces.blocks import (
     MB3D,
     MB4D,
+    AttentionEmbed,
     BlockSpec,
     ClassToken,
     Embed,
     Head,
+    MapAttention,
     Norm,
     Patch,
     Position,
@@ -24,7 +26,12 @@ from search_spaces.states import Logits, Map, State, Tokens
 from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
-    "stem": [(Stem(8), Map(3, 16, 16)), (Stem(6), Map(1, 15, 17)), (Stem(8, convs=3), Map(3, 16, 16))],
+    "stem": [
+        (Stem(8), Map(3, 16, 16)),
+        (Stem(6), Map(1, 15, 17)),
+        (Stem(8, convs=3), Map(3, 16, 16)),
+        (Stem(8, act="gelu"), Map(3, 16, 16)),
+    ],
     "position": [
         (Position(), Map(8, 4, 4)),
         (Position(), Tokens(12, 6, (3, 4))),
@@ -57,6 +64,7 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Head(5), Tokens(12, 6, (3, 4))),
         (Head(3, distilled=True), Map(6, 4, 4)),
         (Head(3, mean_first=True), Map(6, 4, 4)),
+        (Head(3, distilled=True, norm="batch"), Map(6, 3, 5)),
         (Head(3, pool="token", eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
         (Head(3, pool="token", distilled=True), Tokens(14, 6, (3, 4), prefix=2)),
         (Head(3), Tokens(7, 6, (3, 4), pruned=True)),
@@ -69,6 +77,16 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
     "patch": [(Patch(8, 4), Map(3, 8, 12)), (Patch(8, 4, bias=False), Map(3, 8, 12))],
     "norm": [(Norm(), Tokens(12, 6, (3, 4))), (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1))],
     "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
+    "map_attention": [
+        (MapAttention(2, 4, 8, 2), Map(8, 4, 4)),
+        (MapAttention(3, 5, 7, 1.5, 0.1), Map(6, 3, 5)),
+        (MapAttention(2, 4, 8, 2, stride=2), Map(8, 4, 6)),
+        (MapAttention(2, 4, 8, 2, stride=2), Map(8, 5, 7)),
+    ],
+    "attention_embed": [
+        (AttentionEmbed(12, 2, 4, 8), Map(8, 4, 4)),
+        (AttentionEmbed(5, 3, 2, 7), Map(6, 3, 5)),
+    ],
 }
 ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]
 

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from nas.cli.main import app
 from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.describe import describe
 from nas.latency import MissingLatency
@@ -10,10 +12,12 @@ from search_spaces.blocks import (
     BLOCKS,
     MB3D,
     MB4D,
+    AttentionEmbed,
     BlockSpec,
     ClassToken,
     Embed,
     Head,
+    MapAttention,
     Norm,
     Patch,
     Position,
@@ -34,6 +38,8 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
     "patch": (Patch(48, 8), Head(4)),
     "class_token": (Patch(48, 8), ClassToken(), MB3D(bias=False), Head(4, pool="token")),
     "norm": (Patch(48, 8), Position(), Norm(), MB3D(3, 8, 8, bias=False, qk_norm=True), Head(4)),
+    "map_attention": (Stem(16), *[MapAttention(3, 8, 12, 2)] * 4, Head(4)),
+    "attention_embed": (Stem(16), AttentionEmbed(96, 3, 8, 12), Head(4)),
     "token_prune": (
         Stem(16),
         MB3D(3, 8, 12),
@@ -57,6 +63,14 @@ def test_three_counts_agree_on_every_block_kind(kind: str) -> None:
 
 VARIANTS: dict[str, tuple[BlockSpec, ...]] = {
     "stem of three": (Stem(48, convs=3), Head(4, mean_first=True)),
+    "stem with gelu, head with BN": (Stem(48, act="gelu"), Head(4, norm="batch")),
+    "strided attention, odd sides": (
+        Stem(16),
+        Embed(24),
+        Embed(32),
+        *[MapAttention(3, 8, 12, 2, stride=2)] * 4,
+        Head(4),
+    ),
     "mb4d depthwise": (Stem(16), *[MB4D(3, mixer="depthwise")] * 4, Head(4)),
     "embeds of tokens": (Stem(16), MB3D(1, 4, 4, 1), Embed(48, "depthwise"), Embed(96, "separable"), Head(4)),
     "loops and projections": (Stem(16), *[MB3D(3, 8, 12, 2, loops=3, nll=2, residual="coefficients")] * 2, Head(4)),
@@ -84,9 +98,13 @@ def test_three_counts_agree_on_every_form_of_a_block(name: str) -> None:
     assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
 
 
-def test_three_counts_agree_on_published_networks() -> None:
-    arch = zoo.arch("efficientformer_l1")
-    assert macs(arch) == 1291284736 and params(arch) == 12289928
+@pytest.mark.parametrize(
+    ("name", "count", "weights"),
+    [("efficientformer_l1", 1291284736, 12289928), ("efficientformerv2_s0", 395892544, 3600256)],
+)
+def test_three_counts_agree_on_published_networks(name: str, count: int, weights: int) -> None:
+    arch = zoo.arch(name)
+    assert macs(arch) == count and params(arch) == weights
     assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
     assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)
 
@@ -145,6 +163,13 @@ def test_counting_leaves_nothing_on_the_modules(monkeypatch: pytest.MonkeyPatch)
     assert [name for name, _ in network.named_buffers()] == names
 
 
+def test_the_command_prints_a_row_with_a_label_for_each_block() -> None:
+    arch = zoo.arch("efficientformerv2_s0")
+    found = CliRunner().invoke(app, ["describe", "efficientformerv2_s0"])
+    rows = [[cell.strip() for cell in line.split("│")] for line in found.stdout.splitlines() if "│" in line]
+    assert [row[1:4] for row in rows] == [[str(i), spec.kind, spec.label] for i, spec in enumerate(arch.blocks)]
+
+
 def test_a_description_adds_up() -> None:
     arch = toy_space().largest
     found = describe(arch)
@@ -153,4 +178,5 @@ def test_a_description_adds_up() -> None:
     assert found["params"] == sum(block["params"] for block in found["blocks"]) == params(arch)
     assert [block["kind"] for block in found["blocks"]] == [spec.kind for spec in arch.blocks]
     assert [block["index"] for block in found["blocks"]] == list(range(len(arch.blocks)))
+    assert [block["label"] for block in found["blocks"]] == [spec.label for spec in arch.blocks]
     assert found["blocks"][0]["output"] == [16, 8, 8] and found["blocks"][-1]["output"] == [4]

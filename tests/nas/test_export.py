@@ -22,7 +22,7 @@ from nas.target import Target
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, InputError
 from search_spaces.arch import Network
-from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Stem
+from search_spaces.blocks import MB3D, MB4D, AttentionEmbed, Embed, Head, MapAttention, Position, Stem
 from search_spaces.tokens import Chosen
 from tests.search_spaces.test_arch import SMALL
 from tests.search_spaces.test_token_prune import hybrid, network, vit
@@ -61,16 +61,41 @@ FORMS = Arch(
 )
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_every_form_of_block_is_exported(batch: int, tmp_path: Path) -> None:
+MAPS = Arch(  # the strided attention's maps are of 8 and 5 places a side
+    64,
+    3,
+    (
+        Stem(16, act="gelu"),
+        Embed(24),
+        MB4D(2, mixer="depthwise"),
+        MapAttention(2, 4, 8, 2, 0.5, stride=2),
+        AttentionEmbed(32, 2, 4, 8),
+        MapAttention(2, 4, 8, 2, 0.5),
+        Head(5, distilled=True, norm="batch"),
+    ),
+)
+
+
+@pytest.mark.parametrize(("arch", "batch"), [(FORMS, 1), (FORMS, 2), (MAPS, 1), (MAPS.at(40), 2)])
+def test_every_form_of_block_is_exported(arch: Arch, batch: int, tmp_path: Path) -> None:
     """By dynamo for users, and by the fast exporter for timing."""
-    built = fresh_network(FORMS, 0).eval()
+    built = fresh_network(arch, 0).eval()
     target = Target.parse(f"cpu-ort-fp32-b{batch}-t1")
-    path = export_onnx(built, FORMS.example(batch), tmp_path / "a.onnx")
-    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    path = export_onnx(built, arch.example(batch), tmp_path / "a.onnx")
+    images = arch.example(6)
     assert check_onnx(path, built, images, target).max_abs_diff <= 1e-4
-    (tmp_path / "fast.onnx").write_bytes(export_fast(built, FORMS.example(batch)))
+    (tmp_path / "fast.onnx").write_bytes(export_fast(built, arch.example(batch)))
     assert check_onnx(tmp_path / "fast.onnx", built, images, target).max_abs_diff <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_published_network_is_exported_by_name(tmp_path: Path) -> None:
+    words = ["export", "efficientformerv2_s0", "--out", str(tmp_path), "--json"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.stderr
+    result = json.loads(found.stdout)
+    assert result["max_abs_diff"] <= 1e-4 and result["top1_agreement"] >= 0.999 and result["measured_ms"] > 0
+    assert Path(result["path"]).is_file()
 
 
 def test_every_gelu_is_fused(tmp_path: Path) -> None:

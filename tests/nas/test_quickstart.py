@@ -125,3 +125,6 @@ def test_flags_of_the_command_reach_the_settings(tmp_path: Path) -> None:
 def test_sketch_tells_widths_kinds_and_ratios() -> None:
     assert sketch(SMALL) == f"{SMALL.image_size} px | 8: 4D×2 | 16: 4D×1 3D×2"
     assert sketch(zoo.arch("efficientformer_l1")).endswith("448: 4D×4 4D×4 4D×4 3D×4")
+    assert sketch(zoo.arch("efficientformerv2_s0")).endswith(
+        "attn×4 /2 attn×4 /2 | 176 attn: 4D×4 dw 4D×3 dw attn×3 attn×4"
+    )

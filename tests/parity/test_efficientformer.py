@@ -1,42 +1,44 @@
-"""EfficientFormer against the authors' outputs, and against timm: parameters, MACs and logits on weights that a formula gives."""
+"""EfficientFormer against the authors' outputs and timm's models, from state dicts in both their namings."""
 
 import pytest
 import torch
 
 from nas.cost import macs, params
 from search_spaces import zoo
-from tests.parity.fill import image, value
-from tests.parity.reference import filled, reference
+from tests.parity.fill import image
+from tests.parity.oracle import assert_logits, filled, reference, timm_model
 
 
-@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformer_l1_authors", "efficientformer_l7"])
-def test_parameters_macs_and_logits(name: str) -> None:
-    parity, published = reference(name), name.removesuffix("_authors")
-    network = zoo.load_released(published, filled(parity))
-    assert network.arch == zoo.arch(published)
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformer_l1_authors"])
+def test_l1_in_either_naming(name: str, integers: bool) -> None:
+    """With counters and index tables or without."""
+    parity = reference(name)
+    network = zoo.load_released("efficientformer_l1", filled(parity, integers))
+    assert network.arch == zoo.arch("efficientformer_l1")
     assert params(network.arch) == sum(weight.numel() for weight in network.parameters()) == parity["params"]
     assert macs(network.arch) == parity["macs"]
     with torch.no_grad():
         logits = network(image(parity["image_size"], parity["batch"]))
-    torch.testing.assert_close(logits[:, :100], torch.tensor(parity["logits"]), rtol=1e-4, atol=2e-5)
-
-
-def test_index_tables_and_counters_may_be_there() -> None:
-    parity = reference("efficientformer_l1_authors")
-    state = filled(parity)
-    more = {name: torch.zeros(parity["state"][name], dtype=torch.long) for name in parity["integer_entries"]}
-    network, full = (zoo.load_released("efficientformer_l1", given) for given in (state, state | more))
-    for own, other in zip(network.state_dict().values(), full.state_dict().values(), strict=True):
-        assert torch.equal(own, other)
+    assert_logits(logits[:, :100], torch.tensor(parity["logits"]))
 
 
 @pytest.mark.slow
-def test_l3_against_timm() -> None:
-    import timm
-
-    theirs = timm.create_model("efficientformer_l3").eval()
-    state = {name: value(name, tuple(v.shape)) for name, v in theirs.state_dict().items() if v.is_floating_point()}
-    theirs.load_state_dict(state, strict=False)
-    network, images = zoo.load_released("efficientformer_l3", state), image(224, 1)
+def test_l7() -> None:
+    """Whose last stage is tokens from its start; timm's model on the same weights too."""
+    parity, model = reference("efficientformer_l7"), timm_model("efficientformer_l7")
+    network, images = zoo.load_released("efficientformer_l7", model.state_dict()), image(224, parity["batch"])
+    assert (params(network.arch), macs(network.arch)) == (parity["params"], parity["macs"])
     with torch.no_grad():
-        torch.testing.assert_close(network(images), theirs(images), rtol=1e-4, atol=1e-5)
+        logits = network(images)
+        assert_logits(logits, model(images))
+    assert_logits(logits[:, :100], torch.tensor(parity["logits"]))
+
+
+@pytest.mark.parametrize("name", ["efficientformer_l1", pytest.param("efficientformer_l3", marks=pytest.mark.slow)])
+def test_every_member_agrees_with_timm(name: str) -> None:
+    model = timm_model(name)
+    network = zoo.load_released(name, model.state_dict())
+    assert sum(weight.numel() for weight in model.parameters()) == params(network.arch)
+    with torch.no_grad():
+        assert_logits(network(image(224, 1)), model(image(224, 1)))

@@ -7,7 +7,7 @@ from nas.cost import macs, params
 from search_spaces import InputError, zoo
 from search_spaces.blocks import MB3D
 from tests.parity.fill import image, permutation
-from tests.parity.reference import filled, reference
+from tests.parity.oracle import filled, reference
 
 
 def test_parameters_macs_and_logits() -> None:

@@ -10,7 +10,7 @@ from search_spaces import zoo
 from search_spaces.arch import Network
 from search_spaces.tokens import Chosen
 from tests.parity.fill import image, value
-from tests.parity.reference import filled, reference
+from tests.parity.oracle import filled, reference
 
 
 @pytest.fixture(scope="module")

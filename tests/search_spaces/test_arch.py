@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from search_spaces import Arch, InputError, zoo
-from search_spaces.blocks import MB3D, MB4D, Embed, Head, Stem
+from search_spaces.blocks import MB3D, MB4D, AttentionEmbed, Embed, Head, MapAttention, Stem
 from search_spaces.states import Logits, Map, Tokens
 
 SMALL = Arch(32, 3, (Stem(8), MB4D(2), Embed(16), MB4D(1), MB3D(2, 4, 8, 2), Head(5)))
@@ -31,6 +31,13 @@ def test_states_follow_the_blocks() -> None:
         ((Stem(8), MB4D()), "must give class scores"),
         ((Stem(8), Head(2), Head(2)), "block 2 .head."),
         ((Stem(8), MB4D(ratio=0.1), Head(2)), "at least 1"),
+        ((Stem(8), MapAttention(ratio=0.1), Head(2)), "at least 1"),
+        ((Stem(8), MB3D(), MapAttention(), Head(2)), "block 2 .map_attention.: attention on a map takes a map"),
+        (
+            (Stem(8), MB3D(), AttentionEmbed(8), Head(2)),
+            "block 2 .attention_embed.: an embed with attention takes a map",
+        ),
+        ((Stem(8), MB3D(), Head(2, norm="batch")), "a head with BN takes a map, .*; norm must be layer"),
     ],
 )
 def test_shapes_that_do_not_meet_are_refused(blocks: tuple[Any, ...], message: str) -> None:
@@ -73,6 +80,12 @@ def test_defaults_are_not_written_and_may_be_spelled_out() -> None:
     assert Arch.from_json(json.dumps(value)).id == SMALL.id
 
 
+def test_a_layer_scale_that_json_writes_as_a_whole_number_builds() -> None:
+    arch = Arch(32, 3, (Stem(8), MB4D(2, layer_scale=1.0), Head(5)))
+    scale = Arch.from_json(arch.to_json()).build().state_dict()["blocks.1.ls1.gamma"]
+    torch.testing.assert_close(scale, torch.ones(8))
+
+
 def test_id_is_the_same_on_every_machine() -> None:
     """Records and tables name networks by it; a change of the JSON form needs a new schema."""
     assert SMALL.id == "714be84407f8"
@@ -92,6 +105,13 @@ def test_id_is_the_same_on_every_machine() -> None:
         ({"blocks": [{"kind": "stem", "width": True}]}, "width cannot be True"),
         ({"blocks": [{"kind": "stem"}]}, "width"),
         ({"blocks": [{"kind": "stem", "width": 7}]}, "even"),
+        ({"blocks": [{"kind": "stem", "width": 8, "act": "tanh"}]}, "act must be one of relu, gelu, got 'tanh'"),
+        (
+            {"blocks": [{"kind": "head", "classes": 8, "norm": "group"}]},
+            "norm must be one of layer, batch, got 'group'",
+        ),
+        ({"blocks": [{"kind": "head", "classes": 8, "norm": "batch", "mean_first": True}]}, "leave out mean_first"),
+        ({"blocks": [{"kind": "head", "classes": 8, "norm": "batch", "pool": "token"}]}, "pool the mean"),
         ({"blocks": []}, "must give class scores"),
         ({"blocks": 3}, "list"),
         ({"blocks": [{"kind": "mb3d", "groups": 2}]}, "groups cannot be 2"),

@@ -19,7 +19,7 @@ from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position
 from search_spaces.zoo.released import check, fitted
 from search_spaces.zoo.vit import FAMILY
 from tests.parity.fill import image, value
-from tests.parity.reference import filled, reference
+from tests.parity.oracle import filled, reference
 
 TINY = "deit_tiny_patch16_224"
 
