@@ -95,7 +95,8 @@ class _Solved:
 
     def ms(self, rows: Sequence[Row]) -> Floats:
         """Milliseconds (1 + draws,) of some rows together."""
-        return np.sum([self.times[row] for row in rows], axis=0)
+        out: Floats = np.sum([self.times[row] for row in rows], axis=0)
+        return out
 
     def work(self, rows: Sequence[Row]) -> int | None:
         """Multiply-accumulates of some rows together, where known."""

@@ -23,11 +23,12 @@ def profile(
     json: Json = False,
 ) -> None:
     """Where the milliseconds go: time per block and operator, and blocks that would take as long if they were smaller."""
-    from nas.networks import network_named
-    from nas.profile import profile as run
     from nas.target import Target
 
     place = Target.parse(target)
     place.check_here()
+    from nas.networks import network_named
+    from nas.profile import profile as run
+
     arch = network_named(model, budget_ms).arch
     show(run(arch, place, rounds=rounds, seed=seed, plateau=not no_plateau), json)

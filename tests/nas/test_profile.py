@@ -1,19 +1,22 @@
 """Where the milliseconds go, on networks whose rows take times that we made up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
 import numpy as np
 import pytest
 
-from nas.profile import decompose
+from nas.profile import decompose, profile
 from nas.profile_probes import Probes, make_probes
+from nas.target import Target
+from nas.visits import REFERENCE, Visit
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Row, Stem, TokenPrune
 from tests.search_spaces.test_token_prune import hybrid, vit
 
+TARGET = "cpu-ort-fp32-b1-t1"
 WIDE = MB3D(4, 8, 16, 4, residual="plain", bias=False)
 LOOPED = MB3D(2, 4, 8, 2, loops=2, nll=1, residual="coefficients", recursion="external")
 NETWORKS = {
@@ -23,7 +26,7 @@ NETWORKS = {
     "external loops": Arch(32, 3, (Stem(16), Position(), LOOPED, LOOPED, Embed(32, "depthwise"), LOOPED, Head(5))),
     "groups and locations": hybrid((40, 20), False),
     "thresholds": vit((40, 20), True),
-    "plain": Arch(64, 3, (Stem(32), *[WIDE] * 6, Head(4))),
+    "plain": Arch(32, 3, (Stem(32), *[WIDE] * 6, Head(4))),
 }
 Truth = Callable[[Row, int], float]  # a row's milliseconds, told by it and its multiply-accumulates
 
@@ -122,6 +125,28 @@ def test_noise_widens_the_bands_and_what_it_may_explain_is_no_plateau() -> None:
         assert one["low"] <= one["ms"] <= one["high"]
         assert other["high"] - other["low"] > one["high"] - one["low"]
     assert calm["blocks"][1]["plateau"] and not loud["blocks"][1]["plateau"]
+
+
+def test_a_profile_times_every_probe_beside_the_skeleton(monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = NETWORKS["hybrid"]
+    probes, asked = make_probes(arch), list[tuple[int, int]]()
+    ms, _ = times(probes, by_work)
+
+    def timed(archs: Sequence[Arch], reference: Arch, target: Target, *, rounds: int, seed: int) -> list[Visit]:
+        asked.append((rounds, seed))
+        assert tuple(archs) == probes.archs and reference == probes.skeleton and target.name == TARGET
+        names = [name for probe in archs for name in (REFERENCE, probe.id)] * rounds
+        return [
+            Visit(0, order // (2 * len(archs)), order, name, 0.0, (ms.get(name, ms[reference.id]),) * 5)
+            for order, name in enumerate(names)
+        ]
+
+    monkeypatch.setattr("nas.profile.time_sessions", timed)
+    found = profile(arch, Target.parse(TARGET), rounds=5, seed=3)
+    assert asked == [(5, 3)] and found["measured_ms"] == pytest.approx(ms[arch.id])
+    assert found["networks"] == len(probes.archs) and found["noise_floor"] == 0
+    for block in found["blocks"]:
+        assert block["low"] == pytest.approx(block["ms"]) == pytest.approx(block["high"])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
