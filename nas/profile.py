@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nas.correction import STATISTICS, Times, settle
 from nas.cost import macs
 from nas.profile_probes import Chain, Narrower, Probes, make_probes
-from nas.solve import RowSystem
+from nas.progress import say
+from nas.solve import RIDGE, RowSystem
 from nas.target import Target
 from nas.timing import time_sessions
 from nas.visits import PROTOCOL
@@ -23,6 +24,7 @@ __all__ = ["ROUNDS", "decompose", "profile"]
 ROUNDS = 10
 DRAWS = 40  # resamples of the visits, which tell how sure a time is
 BAND = (0.1, 0.9)  # quantiles over them
+UNSURE = 0.03  # noise or misfit above this is said
 FLAT = 0.5  # a plateau: time falls by less than this share of what multiply-accumulates fall
 
 Floats = NDArray[np.float64]
@@ -50,8 +52,14 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
     visits = time_sessions(probes.archs, probes.skeleton, target, rounds=rounds, seed=seed)
     times = settle(visits, rounds, PROTOCOL)
     about = {"network": arch.id, "target": target.name, "networks": len(probes.archs), "rounds": rounds}
-    about |= {"statistic": times.statistic, "noise_floor": times.noise_floor}
-    return about | decompose(probes, times.ms, list(_resampled(times, seed)))
+    about |= {"statistic": times.statistic, "noise_floor": times.noise_floor, "disturbed": times.disturbed}
+    found = decompose(probes, times.ms, list(_resampled(times, seed)), times.noise_floor)
+    if max(times.noise_floor, found["misfit"]) > UNSURE:
+        say(
+            f"the noise floor is {times.noise_floor:.1%}, and times differ from the sum of their parts by {found['misfit']:.1%}: "
+            "profile again on a quieter machine, or with more --rounds"
+        )
+    return about | found
 
 
 def _resampled(times: Times, seed: int) -> Iterator[dict[str, float]]:
@@ -73,9 +81,11 @@ class _Solved:
     networks: Mapping[Arch, Floats]  # ms (1 + draws,)
     known_macs: Mapping[Row, int]
 
+    noise: float
+
     @staticmethod
-    def of(archs: Sequence[Arch], measured: Sequence[Mapping[str, float]]) -> "_Solved":
-        """The rows of `archs`, whose milliseconds are given by id, once or more."""
+    def of(archs: Sequence[Arch], measured: Sequence[Mapping[str, float]], noise: float) -> "_Solved":
+        """The rows of `archs`, whose milliseconds are given by id, once or more, with a relative noise."""
         networks = {arch: np.array([ms[arch.id] for ms in measured]) for arch in archs}
         system = RowSystem.of(archs, {})
         known = {
@@ -85,13 +95,19 @@ class _Solved:
             if work is not None
         }
         exact = np.array([known.get(row, work) for row, work in zip(system.rows, system.macs, strict=True)])
-        return _Solved(replace(system, macs=exact), networks, known)
+        return _Solved(replace(system, macs=exact), networks, known, noise)
 
     @cached_property
     def times(self) -> Mapping[Row, Floats]:
         """Milliseconds (1 + draws,) of each row."""
-        solved = np.array([self.system.solve(ms) for ms in np.array(list(self.networks.values())).T])
+        ridge = max(RIDGE, self.noise)
+        solved = np.array([self.system.solve(ms, ridge=ridge) for ms in np.array(list(self.networks.values())).T])
         return dict(zip(self.system.rows, solved.T, strict=True))
+
+    @property
+    def misfit(self) -> float:
+        """Mean relative difference between the best time of a probe and the sum of its rows."""
+        return float(np.mean([abs(self.ms(arch.rows)[0] / ms[0] - 1) for arch, ms in self.networks.items()]))
 
     def ms(self, rows: Sequence[Row]) -> Floats:
         """Milliseconds (1 + draws,) of some rows together."""
@@ -104,21 +120,25 @@ class _Solved:
         return None if None in found else sum(work for work in found if work is not None)
 
 
-def decompose(probes: Probes, ms: Mapping[str, float], draws: Sequence[Mapping[str, float]] = ()) -> dict[str, Any]:
+def decompose(
+    probes: Probes, ms: Mapping[str, float], draws: Sequence[Mapping[str, float]] = (), noise: float = 0.0
+) -> dict[str, Any]:
     """A network's blocks and operators, from the milliseconds of its probes by id.
 
     Args:
         probes: what was timed.
         ms: the time of each.
         draws: the same, resampled; without them bands have no width.
+        noise: relative noise of the times; what they tell apart by less is left to the prior of `RowSystem`.
 
     Returns:
         `measured_ms` of the whole network; `total_ms`, what its blocks add up to, and their relative `difference`;
+        `misfit`: the mean relative difference over all probes;
         `blocks`: for each its `name`, `ms` with the band `low` and `high`, `share` of the total, `macs`, `gmacs_per_s`,
         `plateau` (None where nothing was tried), the evidence for it as `smaller`, and `operators`; `operators`: the same
         added up over the network; `smaller`: what was tried with each different block.
     """
-    arch, solved = probes.arch, _Solved.of(probes.archs, [ms, *draws])
+    arch, solved = probes.arch, _Solved.of(probes.archs, [ms, *draws], noise)
     total = float(solved.ms(arch.rows)[0])
     names = [f"{position} {spec.label}" for position, spec in enumerate(arch.blocks)]
     tried = [[_smaller(solved, chain, cut) for cut in chain.narrower] for chain in probes.chains]
@@ -133,6 +153,7 @@ def decompose(probes: Probes, ms: Mapping[str, float], draws: Sequence[Mapping[s
         "measured_ms": measured,
         "total_ms": total,
         "difference": total / measured - 1,
+        "misfit": solved.misfit,
         "macs": macs(arch),
         "blocks": blocks,
         "operators": _operators(solved, arch.rows, total),

@@ -127,26 +127,62 @@ def test_noise_widens_the_bands_and_what_it_may_explain_is_no_plateau() -> None:
     assert calm["blocks"][1]["plateau"] and not loud["blocks"][1]["plateau"]
 
 
-def test_a_profile_times_every_probe_beside_the_skeleton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["hybrid", "plain"])
+def test_what_noise_leaves_open_follows_the_work(name: str) -> None:
+    """Two per cent of noise, over six draws of it: told of it, the solve is nearer to what every block takes."""
+    probes = make_probes(NETWORKS[name], plateau=False)
+    ms, rows = times(probes, by_work)
+    truth = np.array([sum(rows[row] for row in spec.rows(state)) for spec, state in probes.arch.steps()])
+    errors: dict[float, list[float]] = {0.0: [], 0.02: []}
+    for drawn in noisy(ms, 0.02)[:6]:
+        for noise, found in errors.items():
+            blocks = decompose(probes, drawn, (), noise)["blocks"]
+            found.append(float(np.abs(np.array([block["ms"] for block in blocks]) / truth - 1).mean()))
+    assert np.mean(errors[0.02]) < 0.9 * np.mean(errors[0.0])
+
+
+def test_times_that_do_not_add_up_show() -> None:
+    """A whole network that is slower than its parts."""
+    probes = make_probes(NETWORKS["plain"], plateau=False)
+    ms, _ = times(probes, by_work)
+    assert decompose(probes, ms)["misfit"] < 1e-3
+    found = decompose(probes, {**ms, probes.arch.id: 1.5 * ms[probes.arch.id]})
+    assert found["difference"] < -0.1 and found["misfit"] > 0.01
+    assert sum(block["ms"] for block in found["blocks"]) == pytest.approx(found["total_ms"])
+
+
+def visited(archs: Sequence[Arch], ms: Mapping[str, float], reference_ms: float, rounds: int) -> list[Visit]:
+    """Visits that find exactly these times."""
+    names = [name for probe in archs for name in (REFERENCE, probe.id)] * rounds
+    return [
+        Visit(0, order // (2 * len(archs)), order, name, 0.0, (ms.get(name, reference_ms),) * 5)
+        for order, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_a_profile_times_every_probe_beside_the_skeleton(
+    slower: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says so where the whole takes longer than its parts."""
     arch = NETWORKS["hybrid"]
     probes, asked = make_probes(arch), list[tuple[int, int]]()
     ms, _ = times(probes, by_work)
+    ms[arch.id] *= slower
 
     def timed(archs: Sequence[Arch], reference: Arch, target: Target, *, rounds: int, seed: int) -> list[Visit]:
         asked.append((rounds, seed))
         assert tuple(archs) == probes.archs and reference == probes.skeleton and target.name == TARGET
-        names = [name for probe in archs for name in (REFERENCE, probe.id)] * rounds
-        return [
-            Visit(0, order // (2 * len(archs)), order, name, 0.0, (ms.get(name, ms[reference.id]),) * 5)
-            for order, name in enumerate(names)
-        ]
+        return visited(archs, ms, ms[reference.id], rounds)
 
     monkeypatch.setattr("nas.profile.time_sessions", timed)
+    monkeypatch.setattr("nas.profile.UNSURE", 0.005)
     found = profile(arch, Target.parse(TARGET), rounds=5, seed=3)
     assert asked == [(5, 3)] and found["measured_ms"] == pytest.approx(ms[arch.id])
-    assert found["networks"] == len(probes.archs) and found["noise_floor"] == 0
+    assert found["networks"] == len(probes.archs) and found["noise_floor"] == found["disturbed"] == 0
     for block in found["blocks"]:
         assert block["low"] == pytest.approx(block["ms"]) == pytest.approx(block["high"])
+    assert ("quieter machine" in capsys.readouterr().err) == (slower > 1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
