@@ -22,6 +22,7 @@ from search_spaces.blocks import Row
 __all__ = ["ROUNDS", "decompose", "profile"]
 
 ROUNDS = 10
+PROFILE = replace(PROTOCOL, visits_share=0.5)  # no fewer than two visits each, or no band could be told
 DRAWS = 40  # resamples of the visits, which tell how sure a time is
 BAND = (0.1, 0.9)  # quantiles over them
 UNSURE = 0.03  # noise or misfit above this is said
@@ -49,8 +50,8 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
     """
     target.check_here()
     probes = make_probes(arch, plateau)
-    visits = time_sessions(probes.archs, probes.skeleton, target, rounds=rounds, seed=seed)
-    times = settle(visits, rounds, PROTOCOL)
+    visits = time_sessions(probes.archs, probes.skeleton, target, rounds=rounds, seed=seed, protocol=PROFILE)
+    times = settle(visits, rounds, PROFILE)
     about = {"network": arch.id, "target": target.name, "networks": len(probes.archs), "rounds": rounds}
     about |= {"statistic": times.statistic, "noise_floor": times.noise_floor, "disturbed": times.disturbed}
     found = decompose(probes, times.ms, list(_resampled(times, seed)), times.noise_floor)
@@ -189,12 +190,16 @@ def _operators(solved: _Solved, rows: Sequence[Row], total: float) -> list[dict[
 
 
 def _smaller(solved: _Solved, chain: Chain, cut: Narrower) -> dict[str, Any]:
-    """How a block's time follows its work: the two chains' difference over what the chain's blocks take."""
+    """How a block's time follows its work: the two chains' difference over what the chain's blocks take.
+
+    The band is at least as wide as the noise floor makes it.
+    """
     whole, less = solved.networks[chain.arch], solved.networks[cut.arch]
     blocks = whole * chain.length * solved.ms(chain.rows) / solved.ms(chain.arch.rows)
     share = 1 - (whole - less) / blocks
+    margin = float(solved.noise * whole[0] / blocks[0])
     low, high = np.quantile(share, BAND)
-    low, high = min(low, share[0]), max(high, share[0])
+    low, high = min(low, share[0] - margin), max(high, share[0] + margin)
     return {
         "what": cut.what,
         "macs_share": cut.macs_share,

@@ -10,7 +10,7 @@ import pytest
 from nas.profile import decompose, profile
 from nas.profile_probes import Probes, make_probes
 from nas.target import Target
-from nas.visits import REFERENCE, Visit
+from nas.visits import REFERENCE, Protocol, Visit
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Row, Stem, TokenPrune
@@ -125,6 +125,13 @@ def test_noise_widens_the_bands_and_what_it_may_explain_is_no_plateau() -> None:
         assert one["low"] <= one["ms"] <= one["high"]
         assert other["high"] - other["low"] > one["high"] - one["low"]
     assert calm["blocks"][1]["plateau"] and not loud["blocks"][1]["plateau"]
+    floor = decompose(probes, ms, (), 0.05)
+    assert not floor["blocks"][1]["plateau"], "few visits may agree by chance"
+    for one, other in zip(floor["smaller"], loud["smaller"], strict=True):
+        assert (
+            one["high"] - one["ms_share"] == pytest.approx(one["ms_share"] - one["low"])
+            and one["low"] < other["ms_share"] - 0.04
+        )
 
 
 @pytest.mark.parametrize("name", ["hybrid", "plain"])
@@ -170,8 +177,11 @@ def test_a_profile_times_every_probe_beside_the_skeleton(
     ms, _ = times(probes, by_work)
     ms[arch.id] *= slower
 
-    def timed(archs: Sequence[Arch], reference: Arch, target: Target, *, rounds: int, seed: int) -> list[Visit]:
+    def timed(
+        archs: Sequence[Arch], reference: Arch, target: Target, *, rounds: int, seed: int, protocol: Protocol
+    ) -> list[Visit]:
         asked.append((rounds, seed))
+        assert protocol.enough(4) >= 2, "one visit tells no band"
         assert tuple(archs) == probes.archs and reference == probes.skeleton and target.name == TARGET
         return visited(archs, ms, ms[reference.id], rounds)
 
