@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from search_spaces.arch import Arch
 from search_spaces.blocks import Row
 
-__all__ = ["RowSystem"]
+__all__ = ["RIDGE", "RowSystem"]
 
 RIDGE = 1e-4  # weight of the prior: it decides only what the measurements leave open
 
@@ -64,17 +64,20 @@ class RowSystem:
                 counts[i, at[row]] += 1
         return RowSystem(rows, counts, _row_macs(rows, archs), np.array([known.get(row.key, np.nan) for row in rows]))
 
-    def solve(self, ms: Floats, use: NDArray[np.intp] | None = None) -> Floats:
-        """Times of all rows (rows,) from the networks' times (networks,), or from those of the networks `use` alone."""
+    def solve(self, ms: Floats, use: NDArray[np.intp] | None = None, ridge: float = RIDGE) -> Floats:
+        """Times of all rows (rows,) from the networks' times (networks,), or from those of the networks `use` alone.
+
+        The weight `ridge` of the prior is the networks' relative noise where a row is as uncertain as it is long.
+        """
         chosen = np.arange(len(ms)) if use is None else use
         relative = self.counts[chosen] / ms[chosen, None]
         prior = self._prior(relative)
         unknown = np.isnan(self.known)
         rest = 1 - relative[:, ~unknown] @ self.known[~unknown]
         scaled = relative[:, unknown] * prior[unknown]
-        system = np.vstack([scaled, RIDGE * np.eye(scaled.shape[1])])
+        system = np.vstack([scaled, ridge * np.eye(scaled.shape[1])])
         times = self.known.copy()
-        times[unknown] = prior[unknown] * nnls(system, np.concatenate([rest, np.full(scaled.shape[1], RIDGE)]))[0]
+        times[unknown] = prior[unknown] * nnls(system, np.concatenate([rest, np.full(scaled.shape[1], ridge)]))[0]
         return times
 
     def _prior(self, relative: Floats) -> Floats:

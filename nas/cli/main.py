@@ -12,6 +12,7 @@ from nas.cli.describe import describe
 from nas.cli.evaluate import evaluate
 from nas.cli.export import export
 from nas.cli.measure import measure
+from nas.cli.profile import profile
 from nas.cli.quickstart import quickstart
 from nas.cli.report import report
 from nas.cli.retrain import retrain
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quickstart, measure, validate, describe, train, search, retrain, evaluate, export, report):
+for command in (quickstart, measure, validate, describe, profile, train, search, retrain, evaluate, export, report):
     app.command()(command)
 
 

@@ -60,11 +60,16 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _nested(value: Any) -> bool:
+    """Whether a value is an object, or a list of nothing else."""
+    return isinstance(value, dict) or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+
+
 def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = [column for column, value in rows[0].items() if not isinstance(value, dict)]  # those are in the JSON
+    columns = [column for column, value in rows[0].items() if not _nested(value)]  # those are in the JSON
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(_text(row[column]) for column in columns))

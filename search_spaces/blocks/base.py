@@ -66,6 +66,18 @@ class BlockSpec(ABC):
     def rows(self, state: State) -> tuple[Row, ...]:
         """The latency-table rows whose times add up to the block's."""
 
+    def row_macs(self, state: State) -> tuple[int | None, ...]:
+        """Multiply-accumulates of each of the `rows`, which add up to the block's; None where they are not told apart."""
+        count = len(self.rows(state))
+        return (self.macs(state),) if count == 1 else (None,) * count
+
+    def narrower(self, state: State, share: float) -> Mapping[str, "BlockSpec"]:
+        """The block with one of its sizes at `share`, rounded up and at least one less, by what was cut: "heads 3 → 2".
+
+        Its input and output stay as they are. Sizes that cannot shrink are left out.
+        """
+        return {}
+
     def grid_params(self, state: State) -> Mapping[str, str]:
         """Parameters that mean something else on another grid, and the grid's name: networks share them only on equal grids."""
         return {}

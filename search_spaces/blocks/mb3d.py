@@ -2,13 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from search_spaces.blocks.attention import Attention, Cut
 from search_spaces.blocks.base import BlockSpec, Row
-from search_spaces.blocks.residual import Mlp, Residual, check_form, hidden_width, residual_dims, residual_params
+from search_spaces.blocks.residual import (
+    Mlp,
+    Residual,
+    check_form,
+    fewer,
+    hidden_width,
+    residual_dims,
+    residual_params,
+)
 from search_spaces.grouping import ORDERS
 from search_spaces.regrid import Grid, offsets
 from search_spaces.states import Map, State, Tokens, tokens_of
@@ -208,6 +216,38 @@ class MB3D(BlockSpec):
             if self.nll:
                 rows.append(Row("mb3d.nll", n, (channels, ("hidden", hidden_width(source.channels, self.nll)), *kept)))
         return tuple(rows)
+
+    def row_macs(self, state: State) -> tuple[int, ...]:
+        source, hidden = self._input(state)
+        n, c = source.count, source.channels
+        each = {"mb3d.ffn": 2 * n * c * hidden, "mb3d.nll": 2 * n * c * hidden_width(c, self.nll) if self.nll else 0}
+        projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
+        found, loops = [], iter(self.cuts)
+        for row in self.rows(state):
+            if row.op == "mb3d.attention":
+                matmuls = n * n // next(loops)[0] * self.heads * (self.key_dim + self.value_dim)
+                found.append(projections + matmuls)
+            else:
+                found.append(each.get(row.op, 0))
+        return tuple(found)
+
+    def narrower(self, state: State, share: float) -> Mapping[str, BlockSpec]:
+        source, hidden = self._input(state)
+        c = source.channels
+        wide = hidden_width(c, self.nll) if self.nll else 1
+        found: dict[str, BlockSpec] = {}
+        for what, field, size in (
+            ("FFN width", "ratio", hidden),
+            ("heads", "heads", self.heads),
+            ("q/k width", "key_dim", self.key_dim),
+            ("v width", "value_dim", self.value_dim),
+            ("NLL width", "nll", wide),
+        ):
+            less = fewer(size, share)
+            value: dict[str, Any] = {field: less / c if field in ("ratio", "nll") else less}
+            if less < size:
+                found[f"{what} {size} → {less}"] = replace(self, **value)
+        return found
 
     def grid_params(self, state: State) -> Mapping[str, str]:
         grid = self._input(state)[0].grid

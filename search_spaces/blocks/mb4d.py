@@ -1,12 +1,21 @@
 """MB4D, EfficientFormer's convolutional meta-block (arXiv 2206.01191, eq. 3), and its successor (arXiv 2212.08059)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
-from search_spaces.blocks.residual import ConvMlp, Residual, check_form, hidden_width, residual_dims, residual_params
+from search_spaces.blocks.residual import (
+    ConvMlp,
+    Residual,
+    check_form,
+    fewer,
+    hidden_width,
+    residual_dims,
+    residual_params,
+)
 from search_spaces.states import Map, State
 
 __all__ = ["MB4D", "MIXERS"]
@@ -96,6 +105,14 @@ class MB4D(BlockSpec):
             Row("mb4d.pool", source.positions, (channels, *form)),
             Row("mb4d.ffn", source.positions, (channels, ("hidden", hidden), *form)),
         )
+
+    def row_macs(self, state: State) -> tuple[int, ...]:
+        return (self.macs(state),) if self.mixer == "depthwise" else (0, self.macs(state))
+
+    def narrower(self, state: State, share: float) -> Mapping[str, BlockSpec]:
+        source, hidden = self._input(state)
+        less = fewer(hidden, share)
+        return {f"FFN width {hidden} → {less}": replace(self, ratio=less / source.channels)} if less < hidden else {}
 
     def build(self, state: State) -> nn.Module:
         source, hidden = self._input(state)

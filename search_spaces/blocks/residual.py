@@ -1,9 +1,11 @@
 """Parts that residual blocks share: how skip and branch are joined, and the two forms of the feed-forward branch."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FORMS", "ConvMlp", "Mlp", "Residual", "hidden_width", "residual_dims", "residual_params"]
+__all__ = ["FORMS", "ConvMlp", "Mlp", "Residual", "fewer", "hidden_width", "residual_dims", "residual_params"]
 
 FORMS = ("layer_scale", "coefficients", "plain")
 
@@ -18,6 +20,11 @@ def hidden_width(channels: int, ratio: float) -> int:
     if hidden < 1:
         raise ValueError(f"FFN ratio times width must be at least 1, got {ratio} x {channels}")
     return hidden
+
+
+def fewer(size: int, share: float) -> int:
+    """`share` of a size, rounded up and at least one less, but not below 1."""
+    return max(1, min(size - 1, math.ceil(size * share)))
 
 
 def check_form(form: str) -> None:

@@ -64,9 +64,12 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
         assert result["measured_ms"] <= result["budget_ms"]
         assert (tmp_path / "found" / result["arch"]).is_file() and 0 < result["search_acc"] <= 1
 
-    refused = nas("export", tmp_path / "found", "--out", tmp_path / "e", code=2)
-    assert "choose one with --budget-ms" in refused
+    for command in (("export", "--out", tmp_path / "e"), ("profile",)):
+        assert "choose one with --budget-ms" in nas(*command, tmp_path / "found", code=2)
     first = results["results"][0]["budget_ms"]
+    profiled = nas("profile", tmp_path / "found", "--budget-ms", first, "--rounds", 4, "--no-plateau")
+    winner = Path(tmp_path / "found" / results["results"][0]["arch"])
+    assert profiled["network"] == nas("describe", winner)["id"] and profiled["total_ms"] > 0
     start = nas("export", tmp_path / "found", "--budget-ms", first, "--out", tmp_path / "e", "--data", "toy")
     untrained = nas("evaluate", start["path"], "--data", "toy", "--split", "val")
     assert untrained["acc"] == pytest.approx(results["results"][0]["search_acc"], abs=0.05), "the supernet's weights"

@@ -15,6 +15,7 @@ COMMANDS = [
     "measure",
     "validate",
     "describe",
+    "profile",
     "train",
     "search",
     "retrain",

@@ -1,5 +1,6 @@
 """What every block kind promises, for every kind in BLOCKS."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,38 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
     keys = [row.key for row in spec.rows(state)]
     assert keys
     assert len(set(keys)) == len(keys) or getattr(spec, "loops", 1) > 1
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_the_macs_of_the_rows_add_up_to_the_blocks(kind: str, spec: BlockSpec, state: State) -> None:
+    found = spec.row_macs(state)
+    assert len(found) == len(spec.rows(state))
+    assert None in found or sum(work for work in found if work is not None) == spec.macs(state)
+
+
+def unscored(state: State) -> State:
+    """The shape alone."""
+    return replace(state, scored_by=None) if isinstance(state, Tokens) else state
+
+
+@pytest.mark.parametrize("share", [7 / 8, 1 / 16])
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_narrower_blocks_take_and_give_the_same_with_less_work(
+    kind: str, spec: BlockSpec, state: State, share: float
+) -> None:
+    for what, narrow in spec.narrower(state, share).items():
+        size, less = map(int, re.findall(r"\d+", what))
+        assert size * share <= less < size or less == size - 1, what
+        assert unscored(narrow.output(state)) == unscored(spec.output(state))
+        assert narrow.macs(state) < spec.macs(state)
+
+
+def test_sizes_that_can_shrink_are_named() -> None:
+    block, state = MB3D(2, 4, 8, 2, loops=2, nll=1), Map(8, 4, 4)
+    found = {"FFN width 16 → 14", "heads 2 → 1", "q/k width 4 → 3", "v width 8 → 7", "NLL width 8 → 7"}
+    assert block.narrower(state, 7 / 8).keys() == found
+    assert MB3D(1, 1, 8, 2).narrower(state, 0.5).keys() == {"FFN width 16 → 8", "v width 8 → 4"}
+    assert MB4D(2).narrower(state, 0.5) == {"FFN width 16 → 8": MB4D(1)}
 
 
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
