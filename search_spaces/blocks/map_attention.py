@@ -1,8 +1,8 @@
 """Attention on a map, then an FFN with a depthwise convolution inside (EfficientFormerV2, arXiv 2212.08059, section 3)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.embed import halved
 from search_spaces.blocks.grid_attention import ConvNorm, GridAttention
 from search_spaces.blocks.mb4d import MB4D
-from search_spaces.blocks.residual import ConvMlp, Residual, hidden_width
+from search_spaces.blocks.residual import ConvMlp, Residual, fewer, hidden_width
 from search_spaces.regrid import Grid, offsets
 from search_spaces.states import Map, State
 
@@ -130,6 +130,22 @@ class MapAttention(BlockSpec):
         dims = (("c", source.channels), ("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
         strided = (("places", inner.positions),) if self.stride == 2 else ()
         return (Row("map_attention", source.positions, dims + strided), *self._ffn.rows(state))
+
+    def row_macs(self, state: State) -> tuple[int, ...]:
+        ffn = self._ffn.macs(state)
+        return self.macs(state) - ffn, ffn
+
+    def narrower(self, state: State, share: float) -> Mapping[str, BlockSpec]:
+        ffn = self._ffn.narrower(state, share)
+        found: dict[str, BlockSpec] = {
+            what: replace(self, ratio=spec.ratio) for what, spec in ffn.items() if isinstance(spec, MB4D)
+        }
+        for what, field in (("heads", "heads"), ("q/k width", "key_dim"), ("v width", "value_dim")):
+            size: int = getattr(self, field)
+            less: dict[str, Any] = {field: fewer(size, share)}
+            if less[field] < size:
+                found[f"{what} {size} → {less[field]}"] = replace(self, **less)
+        return found
 
     def grid_params(self, state: State) -> Mapping[str, str]:
         inner = self._input(state)[1]
