@@ -140,7 +140,7 @@ def _ending(arch: Arch, count: int) -> Arch | None:
     """The first blocks of a network, and a head of one class that does next to nothing."""
     state = arch.states[count]
     token = isinstance(state, Tokens) and state.prefix > 0
-    return _network(arch, (*arch.blocks[:count], Head(1, mean_first=True, pool="token" if token else "mean")))
+    return _network(arch, (*arch.blocks[:count], Head(1, pool="token") if token else Head(1, mean_first=True)))
 
 
 def _count(wanted: float, work: int, bounds: tuple[int, int]) -> int:
