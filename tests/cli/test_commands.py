@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.nas.toy import toy_space
+from nas.runs import read_arch
+from tests.nas.toy import toy_space, toy_vit
 
 SCRIPT = """
     import sys
     import torch
     from nas.data import DATASETS
     from search_spaces import SPACES
-    from tests.nas.toy import toy, toy_space
+    from tests.nas.toy import toy, toy_space, toy_vit
     torch.set_num_threads(1)
-    SPACES["hybrid_toy"] = toy_space
+    SPACES["hybrid_toy"], SPACES["vit_toy"] = toy_space, toy_vit
     DATASETS["toy"] = lambda path, image_size, seed: toy(512)
     from nas.cli import main
     sys.argv[0] = "nas"
@@ -86,3 +87,25 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     assert nas("evaluate", batched["path"], "--data", "toy")["acc"] == trained["test_acc"]
     validated = nas("validate", table, "--nets", 3)
     assert validated["nets"] == 3 and {"within_5pct", "mape", "kendall_tau", "noise_floor"} <= validated.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_space_of_vits_too(tmp_path: Path) -> None:
+    """The same way, shortened: no command may take every space for a hybrid."""
+    table = nas("measure", "--space", "vit_toy", "--classes", 4, "--rounds", 4)["table"]
+    flags = ("--largest-epochs", 1, "--epochs", 2, "--batch-size", 32)
+    trained = nas("train", "--space", "vit_toy", "--data", "toy", *flags, "--out", tmp_path / "s")
+    assert 0 <= trained["smallest_acc"] <= 1
+    largest = tmp_path / "largest.json"
+    largest.write_text(toy_vit().largest.to_json())
+    most = nas("describe", largest, "--table", table)["predicted_ms"]
+    search = ("search", "--supernet", tmp_path / "s", "--table", table, "--trials", 4, "--budget-ms", 2 * most)
+    (result,) = nas(*search, "--out", tmp_path / "found")["results"]
+    assert toy_vit().contains(read_arch(tmp_path / "found" / result["arch"]))
+    flags = ("--data", "toy", "--epochs", 1, "--batch-size", 32)
+    retrained = nas("retrain", tmp_path / "found", *flags, "--out", tmp_path / "n")
+    exported = nas("export", tmp_path / "n", "--table", table, "--data", "toy", "--out", tmp_path / "e")
+    assert exported["top1_agreement"] >= 0.999 and exported["predicted_ms"] > 0
+    assert nas("evaluate", exported["path"], "--data", "toy")["acc"] == retrained["test_acc"]
+    assert nas("validate", table, "--nets", 2)["nets"] == 2

@@ -23,7 +23,7 @@ from nas.runs import Run, read_arch
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.timing import ROUNDS
-from search_spaces import zoo
+from search_spaces import SPACES, zoo
 from tests.search_spaces.test_arch import SMALL
 
 SCRIPT = """
@@ -125,3 +125,4 @@ def test_flags_of_the_command_reach_the_settings(tmp_path: Path) -> None:
 def test_sketch_tells_widths_kinds_and_ratios() -> None:
     assert sketch(SMALL) == f"{SMALL.image_size} px | 8: 4D×2 | 16: 4D×1 3D×2"
     assert sketch(zoo.arch("efficientformer_l1")).endswith("448: 4D×4 4D×4 4D×4 3D×4")
+    assert sketch(SPACES["vit_digits"]().smallest) == "48 px | 32/8: class_token position 3D×1 1h8 keep 16 3D×1 1h8"
