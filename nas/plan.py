@@ -15,7 +15,7 @@ __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan
 
 CALIBRATION = 16  # whole networks that are timed besides the probes
 CALIBRATION_STREAM, VALIDATION_STREAM = 1, 2  # so that equal seeds draw different networks for the two
-DEAR = 2.5  # times the mean probe's MACs, above which no reference is if there is a cheaper one: half of all visits are its
+DEAR = 2.5  # times the mean probe's MACs, above which no reference is if there is a cheaper one: a third of all visits are its
 PROBES_A_ROW = 3  # where only some rows are missing, each is timed in so many probes
 TRIES = 50  # draws for each network that is wanted, before a small space is said to have no more
 
