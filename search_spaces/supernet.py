@@ -24,9 +24,10 @@ class Supernet(nn.Module):
     """Shared weights of a space; which network runs is an argument.
 
     A network's weight is the leading part, in every dimension, of the weight with the same name in its slot: of each of
-    its pieces, where its block shares it in pieces, such as an attention's q, k and v. Those that belong to a grid, such as position biases, are shared on equal grids alone. On a grid that the bank lacks they are
-    interpolated from those of the grid whose area is nearest in ratio, of two equally near the larger. The forward pass
-    runs the very module that `extract` gives, on the same weights, so the two cannot differ.
+    its pieces, where its block shares it in pieces, such as an attention's q, k and v. Those that belong to a grid, such
+    as position biases, are shared on equal grids alone. On a grid that the bank lacks they are interpolated from those of
+    the grid whose area is nearest in ratio, of two equally near the larger. The forward pass runs the very module that
+    `extract` gives, on the same weights, so the two cannot differ.
     """
 
     def __init__(self, space: Space) -> None:
