@@ -1,6 +1,6 @@
 """Which networks to time for the rows of a space."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan
 
 CALIBRATION = 16  # whole networks that are timed besides the probes
 CALIBRATION_STREAM, VALIDATION_STREAM = 1, 2  # so that equal seeds draw different networks for the two
+DEAR = 2.5  # times the mean probe's MACs, above which no reference is if there is a cheaper one: a third of all visits are its
 PROBES_A_ROW = 3  # where only some rows are missing, each is timed in so many probes
 TRIES = 50  # draws for each network that is wanted, before a small space is said to have no more
 
@@ -52,8 +53,16 @@ def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
     """All probes for a new table; for the rows that `table` lacks, a few probes each."""
     nets = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
     if table is None:
-        return Plan(space.probes(), nets, sorted(nets, key=macs)[len(nets) // 2], {})
-    probes, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in space.probes()]
+        probes = space.probes()
+        return Plan(probes, nets, _reference(nets, probes), {})
+    chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in space.probes()]
     for row in table.unmeasured(space.rows):
-        probes |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
-    return Plan(tuple(probes), nets, table.reference, table.content.rows)
+        chosen |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
+    return Plan(tuple(chosen), nets, table.reference, table.content.rows)
+
+
+def _reference(nets: Sequence[Arch], probes: Sequence[Arch]) -> Arch:
+    """The middle one of the networks, or the dearest below it that is not far dearer than the probes."""
+    limit = DEAR * sum(map(macs, probes)) / len(probes)
+    cheapest, *others = sorted(nets, key=macs)[: len(nets) // 2 + 1]
+    return [cheapest, *(arch for arch in others if macs(arch) <= limit)][-1]

@@ -9,7 +9,7 @@ from typing import Any
 from nas.files import atomic_write
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
-from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, Stem
+from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, Patch, Stem
 from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
@@ -63,14 +63,14 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
 
 
 def sketch(arch: Arch) -> str:
-    """A network in one line: resolution, then per stage its width and blocks: `64 px | 32: 4D×3 4D×2 | 64: 3D×4 2 loops NLL keep 32 3D×4`."""
+    """A network in one line: resolution, then per stage (a ViT is one) its width and blocks: `64 px | 32: 4D×3 4D×2 | 64: 3D×4 2 loops NLL keep 32 3D×4`."""
     return " | ".join([f"{arch.image_size} px", *(_stage(blocks) for blocks in _stages(arch))])
 
 
 def _stages(arch: Arch) -> list[list[BlockSpec]]:
     stages: list[list[BlockSpec]] = []
     for spec in arch.blocks:
-        if isinstance(spec, Stem | Embed | AttentionEmbed):
+        if isinstance(spec, Stem | Embed | AttentionEmbed | Patch):
             stages.append([])
         if not isinstance(spec, Head):
             stages[-1].append(spec)

@@ -43,6 +43,8 @@ def handed_in(network: Network) -> dict[str, Tensor]:
 def average_moments(arch: Arch, weights: Mapping[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Stats:
     """BN statistics of a network with the parameters `weights`, averaged over the images of `batches` (labels are not used).
 
+    A network without BN has none, and its batches are not looked at.
+
     Raises:
         ValueError: there are no batches.
     """
@@ -50,6 +52,8 @@ def average_moments(arch: Arch, weights: Mapping[str, Tensor], batches: Iterable
     network = skeleton(arch, device, moments=True).eval()
     norms = {name: part for name, part in network.named_modules() if isinstance(part, nn.BatchNorm2d)}
     stats: Stats = {}
+    if not norms:
+        return stats
     for name, part in norms.items():
         stats[f"{name}.running_mean"] = torch.zeros(part.num_features, device=device)
         stats[f"{name}.running_var"] = torch.ones(part.num_features, device=device)

@@ -13,7 +13,7 @@ from search_spaces.blocks import BlockSpec, Row
 from search_spaces.errors import InputError
 from search_spaces.states import State
 
-__all__ = ["Choice", "Code", "Space"]
+__all__ = ["Choice", "Code", "Space", "by_size"]
 
 Code = NDArray[np.int64]  # (positions,) index into each choice's values
 
@@ -31,6 +31,11 @@ class Choice:
     def top(self) -> int:
         """The index of the largest network's value."""
         return len(self.values) - 1 if self.most is None else self.most
+
+
+def by_size(name: str, values: tuple[float, ...]) -> Choice:
+    """A choice whose smallest network has the least value, and the largest the most, in whatever order they were appended."""
+    return Choice(name, values, values.index(min(values)), values.index(max(values)))
 
 
 class Space(ABC):
@@ -107,20 +112,25 @@ class Space(ABC):
         return self._build(self.repair(code))
 
     def encode(self, arch: Arch) -> Code:
-        """The canonical code of a network of this space.
+        """The canonical code of a network of this space; one with thresholds has that of the network that keeps the same numbers of every image.
 
         Raises:
             InputError: the network is not in the space.
         """
-        code = self._read(arch)
-        if code is None or self._build(self.repair(code)) != arch:
+        code = self._code(arch)
+        if code is None:
             raise InputError(f"network {arch.id} is not in the space {self.name}")
-        return self.repair(code)
+        return code
 
     def contains(self, arch: Arch) -> bool:
-        """Whether `arch` is one of the networks."""
+        """Whether `arch` is one of the networks; thresholds belong to weights, so `arch.keeping(adaptive=False)` answers for it."""
+        return self._code(arch) is not None
+
+    def _code(self, arch: Arch) -> Code | None:
+        """The canonical code of `arch`, None where it is not in the space."""
         code = self._read(arch)
-        return code is not None and self._build(self.repair(code)) == arch
+        repaired = None if code is None else self.repair(code)
+        return repaired if repaired is not None and self._build(repaired) == arch.keeping(adaptive=False) else None
 
     def sample(self, rng: np.random.Generator) -> Arch:
         """A network drawn with every position uniform."""
@@ -140,6 +150,7 @@ class Space(ABC):
         Bounded: after 100 draws that changed nothing active, a network drawn afresh is returned.
         """
         code = self.encode(arch)
+        arch = self._build(code)
         for _ in range(100):
             chosen = rng.random(len(code)) < rate
             chosen[rng.integers(len(code))] = True

@@ -89,6 +89,14 @@ class BlockSpec(ABC):
         """
         raise ValueError(f"{self.kind} has no parameter {name} that belongs to a grid")
 
+    def split(self, name: str, tensor: Tensor, state: State) -> Mapping[str, Tensor]:
+        """A parameter in the pieces that networks share, views of it: a smaller block's are leading parts, in every dimension, of a larger one's."""
+        return {name: tensor}
+
+    def join(self, name: str, parts: Mapping[str, Tensor], state: State) -> Tensor:
+        """The parameter of the pieces that `split` gives, differentiable."""
+        return parts[name]
+
     def shallower(self, loops: int) -> "BlockSpec":
         """The block applied at most `loops` times; the same weights, or fewer, fit it."""
         return self

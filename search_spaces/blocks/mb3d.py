@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks.attention import Attention, Cut
@@ -146,7 +147,10 @@ class MB3D(BlockSpec):
             if self.groups
             else ""
         )
-        return f"3D×{self.ratio:g}{loops}{' NLL' if self.nll else ''}{cuts}"
+        heads = (
+            f" {self.heads}h{self.key_dim}" if self.residual == "plain" else ""
+        )  # a ViT's, which may differ by block
+        return f"3D×{self.ratio:g}{heads}{loops}{' NLL' if self.nll else ''}{cuts}"
 
     @property
     def passes(self) -> int:
@@ -255,6 +259,18 @@ class MB3D(BlockSpec):
 
     def regrid(self, name: str, tensor: Tensor, state: State, source: Grid) -> Tensor:
         return offsets(tensor, source, self._input(state)[0].grid)
+
+    def split(self, name: str, tensor: Tensor, state: State) -> Mapping[str, Tensor]:
+        if name.startswith("token_mixer.qkv."):
+            heads = torch.unflatten(tensor, 0, (self.heads, -1))
+            pieces = torch.split_with_sizes(heads, [self.key_dim, self.key_dim, self.value_dim], 1)
+            return dict(zip("qkv", pieces, strict=True))
+        return {name: torch.unflatten(tensor, 1, (self.heads, -1)) if name == "token_mixer.proj.weight" else tensor}
+
+    def join(self, name: str, parts: Mapping[str, Tensor], state: State) -> Tensor:
+        if name.startswith("token_mixer.qkv."):
+            return torch.cat([parts[piece] for piece in "qkv"], 1).flatten(0, 1)
+        return parts[name].flatten(1) if name == "token_mixer.proj.weight" else parts[name]
 
     def shallower(self, loops: int) -> "MB3D":
         kept = min(self.loops, loops)

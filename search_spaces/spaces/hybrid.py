@@ -9,8 +9,9 @@ import numpy as np
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Row, Stem, TokenPrune
-from search_spaces.space import Choice, Code, Space
+from search_spaces.space import Choice, Code, Space, by_size
 from search_spaces.spaces.hybrid_parts import Part, Stage, network_of, parts_of
+from search_spaces.spaces.thresholded import with_thresholds
 from search_spaces.states import Map, State, Tokens
 
 __all__ = ["Hybrid", "Part", "Stage"]
@@ -36,13 +37,16 @@ class Hybrid(Space):
         ratios: tuple[float, ...],
         layer_scale: float,
         classes: int,
+        distilled: bool = False,
     ) -> None:
         """Set the choices; `image_size` lists the resolutions, `mb3d` how many trailing blocks of a network may be 3D.
+
+        `distilled`: every head has the second classifier of a network that was distilled, see `Head`.
 
         Raises:
             ValueError: a stage other than the last may be empty, or two shares of a stage keep equally many patches.
         """
-        self.name, self.classes = name, classes
+        self.name, self.classes, self.head = name, classes, Head(classes, distilled)
         self.sizes = (image_size,) if isinstance(image_size, int) else image_size
         self.stages, self.mb3d, self.ratios, self.layer_scale = stages, mb3d, ratios, layer_scale
         self.depths = [max(stage.depths) for stage in stages]
@@ -53,14 +57,15 @@ class Hybrid(Space):
                 raise ValueError(
                     f"two of the shares {stages[s].keeps} keep equally many of {self.tokens(s, size)} patches"
                 )
-        choices = [_by_size("resolution", self.sizes)]
-        choices += [_by_size(f"width{s}", stage.widths) for s, stage in enumerate(stages)]
-        choices += [_by_size(f"depth{s}", stage.depths) for s, stage in enumerate(stages)]
+        choices = [by_size("resolution", self.sizes)]
+        choices += [by_size(f"width{s}", stage.widths) for s, stage in enumerate(stages)]
+        choices += [by_size(f"depth{s}", stage.depths) for s, stage in enumerate(stages)]
         choices.append(Choice("mb3d", mb3d))
         for s, stage in enumerate(stages):
             choices.append(Choice(f"mixer{s}", stage.mixers))
             choices += [Choice(f"ratio{s}.mb4d.{i}", ratios) for i in range(self.depths[s])]
             choices += self._choices_3d(s, stage) if stage.block else []
+        choices += [by_size(f"value{s}", stage.values) for s, stage in enumerate(stages) if len(stage.values) > 1]
         self.choices = tuple(choices)
         self._at = {choice.name: position for position, choice in enumerate(choices)}
 
@@ -76,7 +81,7 @@ class Hybrid(Space):
             choices.append(Choice(f"groups{s}.{loop}", stage.groups, len(stage.groups) - 1, 0))  # one group costs most
             choices.append(Choice(f"order{s}.{loop}", stage.orders))
         choices.append(Choice(f"inverse{s}", stage.inverses))
-        return choices + [_by_size(f"keep{s}.{i}", stage.keeps) for i in stage.locations]
+        return choices + [by_size(f"keep{s}.{i}", stage.keeps) for i in stage.locations]
 
     def tokens(self, s: int, image_size: int) -> int:
         """Places on the grid of a stage."""
@@ -131,7 +136,7 @@ class Hybrid(Space):
 
     def _active_3d(self, given: Code, s: int, tail: int) -> set[str]:
         """Positions that matter in a stage with 3D blocks; groups that do not divide the tokens become fewer."""
-        active = {f"residual{s}", f"loops{s}", f"nll{s}"}
+        active = {f"residual{s}", f"loops{s}", f"nll{s}"} | ({f"value{s}"} & self._at.keys())
         active |= {f"recursion{s}"} if self._count(given, f"loops{s}") > 1 and tail > 1 else set()
         tokens = self.tokens(s, self._count(given, "resolution"))
         for loop in range(self._count(given, f"loops{s}")):
@@ -189,8 +194,10 @@ class Hybrid(Space):
             str(self._value(code, f"order{s}.{loop}")) if groups[loop] > 1 else "contiguous" for loop in range(loops)
         )
         cut = max(groups) > 1
+        plain = self.plain(s)
         return replace(
-            self.plain(s),
+            plain,
+            value_dim=self._count(code, f"value{s}") if f"value{s}" in self._at else plain.value_dim,
             residual=str(self._value(code, f"residual{s}")),
             loops=loops,
             nll=float(self._value(code, f"nll{s}")),
@@ -204,12 +211,13 @@ class Hybrid(Space):
         """The 3D block of a stage without loops, projection and groups."""
         block = self.stages[s].block
         assert block is not None, "a stage without 3D blocks"
-        return replace(block, layer_scale=self.layer_scale, residual=self.stages[s].residuals[0])
+        values, residual = self.stages[s].values or (block.value_dim,), self.stages[s].residuals[0]
+        return replace(block, value_dim=values[0], layer_scale=self.layer_scale, residual=residual)
 
     def arch(self, parts: Sequence[Part], image_size: int | None = None) -> Arch:
         """The network of parts, one a stage, whose widths and counts need not be among the choices; of the largest image size unless told."""
         plain = [self.plain(s) if stage.block else None for s, stage in enumerate(self.stages)]
-        return network_of(parts, plain, image_size or max(self.sizes), self.layer_scale, self.classes)
+        return network_of(parts, plain, image_size or max(self.sizes), self.layer_scale, self.head)
 
     def parts(self, arch: Arch) -> list[Part]:
         """The parts that `arch` was made of."""
@@ -240,6 +248,7 @@ class Hybrid(Space):
         block, values = part.block, dict[str, float | str]()
         values |= {f"residual{s}": block.residual, f"loops{s}": block.loops, f"nll{s}": block.nll}
         values |= {f"recursion{s}": block.recursion, f"inverse{s}": int(block.inverse)}
+        values |= {f"value{s}": block.value_dim} if f"value{s}" in self._at else {}
         for loop, (groups, order) in enumerate(block.cuts):
             values |= {f"groups{s}.{loop}": groups} | ({f"order{s}.{loop}": order} if groups > 1 else {})
         shares = {self.kept(s, image_size, share): share for share in self.stages[s].keeps}
@@ -310,8 +319,9 @@ class Hybrid(Space):
             used = mixer if mixer in stage.mixers else stage.mixers[0]
             residual = form if form in stage.residuals else stage.residuals[0]
             loops, nll = max(stage.loops), max(stage.nll)
+            value = max(stage.values or (stage.block.value_dim,)) if stage.block else 0
             block = stage.block and replace(
-                stage.block, layer_scale=self.layer_scale, residual=residual, loops=loops, nll=nll
+                stage.block, value_dim=value, layer_scale=self.layer_scale, residual=residual, loops=loops, nll=nll
             )
             if depth:
                 own = block if tail else None
@@ -328,21 +338,4 @@ class Hybrid(Space):
         from search_spaces.spaces.hybrid_probes import probes
 
         archs = dict.fromkeys(self.arch(parts, size) for size in self.sizes for parts in probes(self, size))
-        return tuple(archs) + _with_thresholds(tuple(archs))
-
-
-def _with_thresholds(archs: tuple[Arch, ...]) -> tuple[Arch, ...]:
-    """The shortest of the networks that drop patches, with thresholds, one for each row that these have."""
-    found, seen = list[Arch](), set[Row]()
-    for arch in sorted((arch for arch in archs if arch.locations), key=lambda arch: len(arch.blocks)):
-        twin = arch.keeping(adaptive=True)
-        new = set(twin.rows) - set(arch.rows) - seen
-        if new:
-            found.append(twin)
-            seen |= new
-    return tuple(found)
-
-
-def _by_size(name: str, values: tuple[float, ...]) -> Choice:
-    """A choice whose smallest network has the least value, and the largest the most, in whatever order they were appended."""
-    return Choice(name, values, values.index(min(values)), values.index(max(values)))
+        return tuple(archs) + with_thresholds(tuple(archs))

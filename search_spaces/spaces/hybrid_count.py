@@ -48,7 +48,7 @@ def _ways_3d(space: Hybrid, size: int, s: int, count: int, last: bool) -> int:
         external = stage.recursions.count("external") if loops > 1 and count > 1 else 0
         internal = stage.recursions.count("internal") if external else 1
         total += cuts * (internal * (_prunings(space, size, s, count) if last else 1) + external)
-    return total * len(stage.residuals) * len(stage.nll)
+    return total * len(stage.residuals) * len(stage.nll) * max(1, len(stage.values))
 
 
 def _prunings(space: Hybrid, size: int, s: int, count: int) -> int:

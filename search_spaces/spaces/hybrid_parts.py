@@ -26,6 +26,7 @@ class Stage:
     inverses: tuple[int, ...] = (1,)  # whether moved tokens are put back
     locations: tuple[int, ...] = ()  # 3D blocks before which patches may be dropped, counted from the stage's end
     keeps: tuple[float, ...] = (1,)  # shares of the stage's patches that may stay there; 1 drops nothing
+    values: tuple[int, ...] = ()  # widths of a head's v in its 3D blocks; empty for that of `block`
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Part:
 
 
 def network_of(
-    parts: Sequence[Part], plain: Sequence[MB3D | None], image_size: int, layer_scale: float, classes: int
+    parts: Sequence[Part], plain: Sequence[MB3D | None], image_size: int, layer_scale: float, head: Head
 ) -> Arch:
     """The network of parts, one a stage; `plain` are the stages' 3D blocks where a part names none."""
     blocks: list[BlockSpec] = []
@@ -56,7 +57,7 @@ def network_of(
                 blocks.append(TokenPrune(keep))
                 block = replace(block, groups=(), orders=(), inverse=True, seed=0)  # what is left has no even groups
             blocks.append(replace(block, ratio=ratio))
-    return Arch(image_size, 3, (*blocks, Head(classes)))
+    return Arch(image_size, 3, (*blocks, head))
 
 
 def parts_of(arch: Arch) -> list[Part]:

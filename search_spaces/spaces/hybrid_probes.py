@@ -58,7 +58,7 @@ def _chains_4d(space: Hybrid, s: int, width: int) -> Iterator[list[Part]]:
 
 
 def _forms(space: Hybrid, s: int) -> Iterator[tuple[MB3D, tuple[float, ...]]]:
-    """3D blocks with one thing of their own each, and the FFN ratios to time them with: residual forms and projections.
+    """3D blocks with one thing of their own each, and the FFN ratios to time them with: residual forms, projections, widths of v.
 
     Coefficients are rows of their own beside those of layer scale; the plain form has all rows to itself.
     """
@@ -69,22 +69,32 @@ def _forms(space: Hybrid, s: int) -> Iterator[tuple[MB3D, tuple[float, ...]]]:
     for form in forms:
         if form != usual:
             yield replace(space.plain(s), residual=form), space.ratios if form == "plain" else low
-    for nll in stage.nll:
-        for form in (usual, "plain") if "plain" in forms else (usual,):
+    for form in (usual, "plain") if "plain" in forms else (usual,):
+        plain = replace(space.plain(s), residual=form)
+        for nll in stage.nll:
             if nll:
-                yield replace(space.plain(s), residual=form, nll=nll), low
+                yield replace(plain, nll=nll), low
+        for value in stage.values[1:]:
+            yield replace(plain, value_dim=value), low
+
+
+def _values(space: Hybrid, s: int) -> list[MB3D]:
+    """The stage's plain block with each width of v."""
+    return [replace(space.plain(s), value_dim=value) for value in space.stages[s].values] or [space.plain(s)]
 
 
 def _cuts(space: Hybrid, s: int, size: int) -> Iterator[MB3D]:
     """Blocks in every number of groups, for each form that has rows of its own; and one whose tokens move, both ways or one."""
     stage = space.stages[s]
     groups = [groups for groups in stage.groups if groups > 1 and space.tokens(s, size) % groups == 0]
-    bases = [block for block, ratios in _forms(space, s) if ratios == space.ratios and not block.nll]
+    forms = [block for block, ratios in _forms(space, s) if ratios == space.ratios and not block.nll]
+    bases = [replace(form, value_dim=block.value_dim) for form, block in product(forms, _values(space, s))]
     for base, count in product(bases, groups):
         yield replace(base, groups=(count,), orders=("contiguous",))
     moving = [order for order in stage.orders if order != "contiguous"]
-    for inverse in stage.inverses if groups and moving else ():
-        yield replace(bases[0], groups=(groups[0],), orders=(moving[0],), inverse=bool(inverse))
+    for block, inverse in product(_values(space, s), stage.inverses) if groups and moving else ():
+        base = replace(bases[0], value_dim=block.value_dim)
+        yield replace(base, groups=(groups[0],), orders=(moving[0],), inverse=bool(inverse))
 
 
 def _chains_3d(space: Hybrid, s: int, width: int, size: int) -> Iterator[list[Part]]:
@@ -117,15 +127,16 @@ def _kept(space: Hybrid, s: int, width: int, size: int) -> Iterator[list[Part]]:
     counts = sorted({space.kept(s, size, share) for share in stage.keeps if share < 1}, reverse=True)
     if not stage.locations or not stage.block:
         return
-    chains = [(block, ratio, CHAIN) for block, ratios in _forms(space, s) for ratio in ratios]
-    for count, (block, ratio, length) in product(counts, [(space.plain(s), low, 1), *chains]):
+    chains = [(block, low, 1) for block in _values(space, s)]
+    chains += [(block, ratio, CHAIN) for block, ratios in _forms(space, s) for ratio in ratios]
+    for count, (block, ratio, length) in product(counts, chains):
         parts = _base(space, s, s + 1)
         keeps = (0, count, *(0,) * (length - 1))
         parts[s] = Part(width, (), (low, *(ratio,) * length), block=block, keeps=keeps)
         yield parts
-    for count in counts[:-1] if len(stage.locations) > 1 else ():
+    for count, block in product(counts[:-1], _values(space, s)) if len(stage.locations) > 1 else ():
         parts = _base(space, s, s + 1)
-        parts[s] = Part(width, (), (low,) * 3, block=space.plain(s), keeps=(0, count, counts[-1]))
+        parts[s] = Part(width, (), (low,) * 3, block=block, keeps=(0, count, counts[-1]))
         yield parts
 
 

@@ -44,6 +44,10 @@ def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) 
 
     The widths and depths of EfficientFormer-L1, L3 and L7 are among the choices, and the stages of SReT-T and TL: their
     unique blocks, two loops, projections as wide as the tokens, groups of [8, 2], [4, 1] and [1, 1], and heads 32 wide.
+
+    EfficientFormers are among the networks as they are: a v of 128 in the last stage, and the head of a distilled network.
+    Every network has that head: as a choice it would double the rows of heads, each of which needs a probe, and a search
+    would have nothing to win, because the second classifier is a 2900th of the MACs of EfficientFormer-L1.
     """
     forms = ("coefficients", "layer_scale")
 
@@ -53,6 +57,7 @@ def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) 
         heads: int,
         groups: tuple[int, ...],
         locations: tuple[int, ...] = (),
+        values: tuple[int, ...] = (),
     ) -> Stage:
         block = MB3D(heads, key_dim=32, value_dim=32)
         orders = ORDERS if max(groups) > 1 else ORDERS[:1]
@@ -72,6 +77,7 @@ def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) 
             inverses,
             locations,
             keeps,
+            values,
         )
 
     return Hybrid(
@@ -81,10 +87,11 @@ def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) 
             Stage((32, 48, 64, 96), (1, 2, 3, 4, 6), MIXERS),
             stage((64, 96, 128, 192), (1, 2, 4, 6), 2, (1, 2, 4, 8)),
             stage((128, 224, 320, 384), (1, 2, 5, 6, 12, 18), 4, (1, 2, 4), locations=(2, 5, 8)),
-            stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8, 0), 8, (1,), locations=(0, 2, 4)),
+            stage((256, 448, 512, 768), (1, 2, 3, 4, 6, 8, 0), 8, (1,), locations=(0, 2, 4), values=(32, 128)),
         ),
         mb3d=tuple(range(33)),
         ratios=(2, 3, 3.6, 4),
         layer_scale=1e-5,
         classes=classes,
+        distilled=True,
     )

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.nas.toy import toy_space
+from nas.runs import read_arch
+from tests.nas.toy import toy_space, toy_vit
 
 SCRIPT = """
     import sys
     import torch
     from nas.data import DATASETS
     from search_spaces import SPACES
-    from tests.nas.toy import toy, toy_space
+    from tests.nas.toy import toy, toy_space, toy_vit
     torch.set_num_threads(1)
-    SPACES["hybrid_toy"] = toy_space
+    SPACES["hybrid_toy"], SPACES["vit_toy"] = toy_space, toy_vit
     DATASETS["toy"] = lambda path, image_size, seed: toy(512)
     from nas.cli import main
     sys.argv[0] = "nas"
@@ -89,3 +90,18 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     assert nas("evaluate", batched["path"], "--data", "toy")["acc"] == trained["test_acc"]
     validated = nas("validate", table, "--nets", 3)
     assert validated["nets"] == 3 and {"within_5pct", "mape", "kendall_tau", "noise_floor"} <= validated.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_space_of_vits_too(tmp_path: Path) -> None:
+    """The same way, shortened: no command may take every space for a hybrid."""
+    table = nas("measure", "--space", "vit_toy", "--classes", 4, "--rounds", 4)["table"]
+    flags = ("--data", "toy", "--epochs", 1, "--batch-size", 64)
+    trained = nas("train", "--space", "vit_toy", *flags, "--out", tmp_path / "s")
+    assert 0 <= trained["smallest_acc"] <= 1
+    search = ("search", "--supernet", tmp_path / "s", "--table", table, "--trials", 3, "--budget-ms", 50)
+    (result,) = nas(*search, "--out", tmp_path / "found")["results"]
+    assert toy_vit().contains(read_arch(tmp_path / "found" / result["arch"])) and result["predicted_ms"] > 0
+    assert 0 <= nas("retrain", tmp_path / "found", *flags, "--out", tmp_path / "n")["test_acc"] <= 1
+    assert nas("validate", table, "--nets", 2)["nets"] == 2

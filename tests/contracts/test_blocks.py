@@ -215,6 +215,15 @@ def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: Block
 
 
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
+def test_pieces_of_a_parameter_are_views_of_all_of_it(kind: str, spec: BlockSpec, state: State) -> None:
+    for name, own in spec.build(state).named_parameters():
+        pieces = spec.split(name, own, state)
+        assert sum(piece.numel() for piece in pieces.values()) == own.numel()
+        assert all(piece.untyped_storage().data_ptr() == own.untyped_storage().data_ptr() for piece in pieces.values())
+        assert torch.equal(spec.join(name, pieces, state), own), name
+
+
+@pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_a_shallower_block_has_no_other_weights(kind: str, spec: BlockSpec, state: State) -> None:
     shallow = spec.shallower(1)
     own = {name: tensor.shape for name, tensor in spec.build(state).named_parameters()}

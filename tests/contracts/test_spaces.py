@@ -12,13 +12,37 @@ from hypothesis import strategies as st
 from nas.train.loop import Recipe
 from nas.train.supernet import new_supernet, sandwich
 from search_spaces import SPACES, Arch, InputError, Space, Supernet
-from search_spaces.blocks import MB4D, Head, Stem
+from search_spaces.blocks import MB4D, Head, Stem, TokenPrune
 from search_spaces.resize import resized
 from search_spaces.spaces.hybrid_sizes import hybrid
+from search_spaces.spaces.vit import Vit
+from search_spaces.spaces.vit_sizes import vit
 
 NAMES = sorted(SPACES)
-REDUCED: dict[str, Callable[[], Space]] = {"hybrid": lambda: hybrid(classes=10, image_size=(64, 96))}  # runs in a test
+REDUCED: dict[str, Callable[[], Space]] = {  # run in a test
+    "hybrid": lambda: hybrid(classes=10, image_size=(64, 96)),
+    "vit": lambda: narrow_vit(),
+}
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def narrow_vit() -> Vit:
+    """`vit` with a sixteenth of the widths, at less than half of the resolutions."""
+    choices = vit()
+    return Vit(
+        "vit",
+        image_size=(96, 64),
+        patch=16,
+        widths=tuple(width // 16 for width in choices.widths),
+        depths=choices.depths,
+        shares=choices.shares,
+        key_dims=(4, 2),
+        value_dim=4,
+        ratios=choices.ratios,
+        locations=choices.locations,
+        keeps=(24, 12, 8),
+        classes=10,
+    )
 
 
 def codes(space: Space) -> st.SearchStrategy[list[int]]:
@@ -156,8 +180,9 @@ def test_supernet_keeps_no_state(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_sandwich_reaches_every_shared_parameter_of_the_digits_space() -> None:
-    space = SPACES["hybrid_digits"]()
+@pytest.mark.parametrize("name", ["hybrid_digits", "vit_digits"])
+def test_the_sandwich_reaches_every_shared_parameter_of_the_digits_spaces(name: str) -> None:
+    space = SPACES[name]()
     supernet, recipe = new_supernet(space, 0).train(), Recipe(epochs=1, batch_size=4)
     losses, left = sandwich(space, recipe, 100), {name for name, _ in supernet.named_parameters()}
     images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
@@ -171,19 +196,36 @@ def test_the_sandwich_reaches_every_shared_parameter_of_the_digits_space() -> No
 
 
 def of_all_forms(space: Space) -> list[Arch]:
-    """The largest network at its first and last partition point, with all mixers and residual forms, at every resolution and end."""
+    """The largest network at its first and last partition point, if it has one, with all mixers and residual forms, at every resolution and end."""
     at = {choice.name: i for i, choice in enumerate(space.choices)}
     forms = [i for name, i in at.items() if name.startswith(("mixer", "residual"))]
     depth = max(i for name, i in at.items() if name.startswith("depth"))
-    ends = {space.choices[depth].top, space.choices[depth].least}
+    values = {
+        at["resolution"]: range(len(space.choices[at["resolution"]].values)),
+        depth: {space.choices[depth].top, space.choices[depth].least},
+        **({at["mb3d"]: (0, len(space.choices[at["mb3d"]].values) - 1)} if "mb3d" in at else {}),
+    }
     archs = {}
-    sizes, counts = range(len(space.choices[at["resolution"]].values)), (0, len(space.choices[at["mb3d"]].values) - 1)
-    for size, count, end in product(sizes, counts, ends):
-        for form in range(max(len(space.choices[i].values) for i in forms)):
+    for chosen in product(*values.values()):
+        for form in range(max((len(space.choices[i].values) for i in forms), default=1)):
             code = space.encode(space.largest)
-            code[at["resolution"]], code[at["mb3d"]], code[depth], code[forms] = size, count, end, form
+            code[list(values)], code[forms] = chosen, form
             archs[space.decode(space.repair(code))] = None
     return list(archs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_with_thresholds_is_the_one_that_keeps_the_means(name: str) -> None:
+    space, rng = SPACES[name](), np.random.default_rng(8)
+    arch = next(arch for arch in (space.sample(rng) for _ in range(1000)) if arch.locations)
+    adaptive = arch.keeping(adaptive=True)
+    assert adaptive != arch and space.contains(adaptive)
+    assert space.decode(space.encode(adaptive)) == arch
+    assert set(adaptive.rows) <= set(space.rows)
+    assert space.mutate(adaptive, rng) != arch
+    keep = arch.blocks[arch.locations[0]]
+    assert isinstance(keep, TokenPrune)
+    assert not space.contains(adaptive.keeping([keep.keep - 1, *[1] * (len(arch.locations) - 1)]))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,9 +16,17 @@ from nas.runtimes.onnxruntime import export_onnx as export_for_timing
 from nas.table_file import Calibration, RowTime
 from search_spaces import Arch, Space, Supernet
 from search_spaces.spaces.hybrid_sizes import hybrid, hybrid_digits
+from search_spaces.spaces.vit_sizes import vit_digits
+from tests.contracts.test_spaces import narrow_vit
 from tests.nas.test_latency import content
 
-SPACES: dict[str, Space] = {"hybrid_digits": hybrid_digits(), "hybrid": hybrid(10, (64, 96))}
+SPACES: dict[str, Space] = {
+    "hybrid_digits": hybrid_digits(),
+    "hybrid": hybrid(10, (64, 96)),
+    "vit_digits": vit_digits(),
+    "vit": narrow_vit(),
+}
+DIGITS = ["hybrid_digits", "vit_digits"]
 
 
 def scores(file: Path | bytes, images: torch.Tensor) -> torch.Tensor:
@@ -35,7 +43,7 @@ def test_every_sample_builds_has_a_price_runs_and_is_exported(name: str, tmp_pat
     table = LatencyTable(content(space=name, rows=flat, calibration=Calibration()), tmp_path)
 
     @settings(
-        max_examples=12 if name == "hybrid_digits" else 5,
+        max_examples=12 if name in DIGITS else 5,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,
@@ -58,9 +66,10 @@ def test_every_sample_builds_has_a_price_runs_and_is_exported(name: str, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_files_of_the_deliverable_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_files_of_the_deliverable_too(name: str, tmp_path: Path) -> None:
     """The slow exporter, on networks with pruning, moved groups and loops, with a trained supernet's kind of weights."""
-    space, rng = SPACES["hybrid_digits"], np.random.default_rng(0)
+    space, rng = SPACES[name], np.random.default_rng(0)
     torch.manual_seed(0)
     supernet, images = Supernet(space), torch.randn(8, 3, 64, 64)
     wanted = [arch for arch in (space.sample(rng) for _ in range(200)) if arch.locations][:2]

@@ -23,7 +23,7 @@ from nas.runs import Run, read_arch
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.timing import ROUNDS
-from search_spaces import zoo
+from search_spaces import SPACES, zoo
 from tests.search_spaces.test_arch import SMALL
 
 SCRIPT = """
@@ -128,3 +128,4 @@ def test_sketch_tells_widths_kinds_and_ratios() -> None:
     assert sketch(zoo.arch("efficientformerv2_s0")).endswith(
         "attn×4 /2 attn×4 /2 | 176 attn: 4D×4 dw 4D×3 dw attn×3 attn×4"
     )
+    assert sketch(SPACES["vit_digits"]().smallest) == "48 px | 32/8: class_token position 3D×1 1h8 keep 16 3D×1 1h8"

@@ -12,12 +12,18 @@ from nas.data.base import Data, Labels, Split
 from nas.data.loading import ordered_loader
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Stage
+from search_spaces.spaces.vit import Vit
 
 
 def toy_space(classes: int = 4) -> Hybrid:
     """Four thousand networks of 32 pixels that train in seconds."""
     stages = (Stage((8, 16), (1, 2)), Stage((8, 16), (1, 2), block=MB3D(2, 4, 8)))
     return Hybrid("hybrid_toy", 32, stages, (0, 1, 2), (1, 2), 0.5, classes)
+
+
+def toy_vit(classes: int = 4) -> Vit:
+    """A thousand ViTs of 32 pixels."""
+    return Vit("vit_toy", (32,), 8, (16, 32), (2, 3), (1, 0.5), (8, 4), 8, (2,), (1,), (12, 8), classes)
 
 
 @dataclass(frozen=True)
