@@ -63,22 +63,9 @@ def hybrid(classes: int = 1000, image_size: int | tuple[int, ...] = (224, 192)) 
         orders = ORDERS if max(groups) > 1 else ORDERS[:1]
         inverses = (1, 0) if max(groups) > 1 else (1,)
         keeps = (1, 0.75, 0.5, 0.25) if locations else (1,)
-        return Stage(
-            widths,
-            depths,
-            MIXERS,
-            block,
-            forms,
-            (1, 2),
-            (0, 1),
-            groups,
-            orders,
-            RECURSIONS,
-            inverses,
-            locations,
-            keeps,
-            values,
-        )
+        loops, nll = (1, 2), (0, 1)
+        forms_3d = (block, forms, loops, nll, groups, orders, RECURSIONS, inverses)
+        return Stage(widths, depths, MIXERS, *forms_3d, locations, keeps, values)
 
     return Hybrid(
         "hybrid",
