@@ -96,7 +96,7 @@ def fit(
     All that is drawn comes from (recipe.seed, epoch or step), so a killed run ends with the weights of an uninterrupted one.
     With `recipe.ema` the model ends with the mean of its weights over the steps; the decay rises to the one asked for
     (timm's warm-up), so that the fresh weights of a short training are forgotten. `rates` are the largest learning rates
-    of the parameters so named; all others have the recipe's.
+    of the parameters so named; all others have the recipe's, and their gradients are clipped apart from those.
 
     Raises:
         InputError: the training split is smaller than one batch, or the loss is no longer finite.
@@ -116,6 +116,7 @@ def fit(
     schedule = _schedule(optimizer, recipe, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
+    clipped = [weight for name, weight in plain.named_parameters() if name not in rates]
     averaged = ModelEmaV3(plain, recipe.ema, use_warmup=True) if recipe.ema else None
     parts = {"model": plain, "optimizer": optimizer} | ({} if averaged is None else {"ema": averaged.module})
     first = _restore(checkpoint, parts)
@@ -132,7 +133,7 @@ def fit(
                     total += float(loss.detach())
                 if not np.isfinite(total):
                     raise InputError(f"{label}: the loss is no longer finite at step {step}; lower the learning rate")
-                accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+                accelerator.clip_grad_norm_(clipped, recipe.clip)
                 optimizer.step()
                 if averaged is not None:
                     averaged.update(plain, step + 1)

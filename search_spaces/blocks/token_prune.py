@@ -56,7 +56,8 @@ class TokenPruneModule(nn.Module):
 
     def _masked(self, given: Kept, scores: Tensor, threshold: Tensor) -> Kept:
         earlier = None if given.mask is None else given.mask[:, self.prefix :]
-        mask = soft_mask(scores, threshold, self.total, TEMPERATURE / self.total, earlier)
+        # Through the scores too, a gradient as steep as 1 / temperature would drown what the weights learn from the task.
+        mask = soft_mask(scores.detach(), threshold, self.total, TEMPERATURE / self.total, earlier)
         whole = torch.cat([mask.new_ones(len(mask), self.prefix), mask], 1)
         return Kept(given.x, mask=whole, chosen=Chosen(scores, mask.sum(1), mask))
 

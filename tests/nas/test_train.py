@@ -14,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from nas.cli.main import app
@@ -186,6 +187,27 @@ def test_averaged_weights_are_those_of_the_formula(tmp_path: Path) -> None:
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
         assert name.endswith("num_batches_tracked") or not torch.equal(tensor, last.state_dict()[name]), name
+
+
+class Steep(nn.Module):
+    """A weight with a gentle gradient beside a threshold with a steep one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.threshold = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(()))
+
+
+def test_steep_gradients_of_thresholds_do_not_shrink_the_others(tmp_path: Path) -> None:
+    model, recipe = Steep(), Recipe(epochs=1, batch_size=128)
+
+    def losses(given: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        yield 0.1 * model.weight.sum() + 1000 * model.threshold
+
+    fit(model, losses, toy(), recipe, tmp_path / "c.pt", "test", {"threshold": 1e-3})
+    assert model.weight.grad is not None and model.threshold.grad is not None
+    torch.testing.assert_close(model.weight.grad, torch.full((2,), 0.1))
+    fit(model, losses, toy(), recipe, tmp_path / "together.pt", "test")
+    assert float(model.weight.grad.max()) < 1e-3
 
 
 def test_a_retrained_network_has_the_averaged_weights(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_training_masks_what_inference_drops(make: type) -> None:
         assert weight.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("make", [hybrid, vit])
+def test_a_masks_gradient_goes_to_thresholds_alone(make: type) -> None:
+    """On to the scores it would be as steep as 1 / temperature, and drown what weights learn from the task."""
+    arch = make((12, 5), True)
+    built, trace = network(arch).train(), list[Chosen]()
+    built(arch.example(4), trace)
+    sum(one.counts.sum() for one in trace).backward()
+    reached = {name for name, weight in built.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert reached == {f"blocks.{place}.threshold" for place in arch.locations}
+
+
 def test_macs_and_parameters_follow_the_kept_patches() -> None:
     dense, half = (
         sum(spec.macs(state) for spec, state in hybrid(keeps, False).steps()) for keeps in ((64, 64), (32, 32))
