@@ -96,12 +96,12 @@ def retrain_network(
     Raises:
         InputError: no such network or teacher, they do not fit the data, or what is set needs something that is not.
     """
-    if not thresholds and (table is not None or target is not None):
-        raise InputError("--table and --target give the budget of thresholds in ms; add --thresholds")
-    if not thresholds and target_cost is not None:
-        raise InputError("--target-cost is the budget of thresholds; add --thresholds")
-    if teacher is None and (teacher_weight is not None or temperature is not None):
-        raise InputError("--teacher-weight and --temperature are of the distillation; name its teacher with --teacher")
+    _check_flags(
+        thresholds,
+        {"--table": table, "--target": target, "--target-cost": target_cost},
+        teacher,
+        {"--teacher-weight": teacher_weight, "--temperature": temperature},
+    )
     named = network_named(name, budget_ms, weights)
     named = named if image_size is None else named.at(image_size)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
@@ -122,6 +122,18 @@ def retrain_network(
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")
     more = {name: value for name, value in summary.items() if name not in ("val_acc", "weights")}
     return {**found, **more, "weights": str(out / "weights.safetensors")}
+
+
+def _check_flags(
+    thresholds: bool, budget: dict[str, object], teacher: str | None, distillation: dict[str, object]
+) -> None:
+    """Refuse flags of a budget without thresholds, and of distillation without a teacher."""
+    given = [flag for flag, value in budget.items() if value is not None]
+    if given and not thresholds:
+        raise InputError(f"{given[0]} is of the budget of thresholds; add --thresholds")
+    given = [flag for flag, value in distillation.items() if value is not None]
+    if given and teacher is None:
+        raise InputError(f"{given[0]} is of the distillation; name its teacher with --teacher")
 
 
 def _training_data(name: str, image_size: int, *, with_teacher: bool) -> Data:
@@ -160,6 +172,8 @@ def evaluate_network(
         raise InputError(f"no split called {split!r}; known: {', '.join(SPLITS)}")
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     if Path(name).suffix == ".onnx":
+        if weights is not None:
+            raise InputError(f"{name} holds its weights; leave out --weights")
         from nas.runtimes.onnxruntime import batch_of
 
         session = RUNTIMES["ort"].from_file(Path(name), Target("cpu", "ort", "fp32", batch_of(Path(name)), threads=1))
@@ -241,12 +255,11 @@ def export_network(
         "top1_agreement": checked.top1_agreement,
         "images": checked.images,
     }
-    predicted = None if prices is None else prices.predict(named.arch).ms
-    spread: dict[str, Any] = {}
+    found |= {"measured_ms": taken, "predicted_ms": None if prices is None else prices.predict(named.arch).ms}
     if prices is not None and dataset is not None and named.arch != named.arch.keeping(adaptive=False):
         spread = compare(path, network, named.arch, images[:TIMED_IMAGES], prices, seed=seed)
-        spread = {"images_ms": {name: spread[name] for name in ("predicted", "measured", "ratio", "kept")}}
-    return {**found, "measured_ms": taken, "predicted_ms": predicted, **spread}
+        found["images_ms"] = {name: spread[name] for name in ("predicted", "measured", "ratio", "kept")}
+    return found
 
 
 def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:

@@ -81,7 +81,6 @@ class _Solved:
     system: RowSystem
     networks: Mapping[Arch, Floats]  # ms (1 + draws,)
     known_macs: Mapping[Row, int]
-
     noise: float
 
     @staticmethod

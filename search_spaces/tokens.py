@@ -201,11 +201,17 @@ def packed_attention(
         bias: (H, N, N) of the whole grid, added to the logits.
         places: (sum n_i,) where on the grid each token lies; needed for `bias`.
     """
-    if bias is None and q.is_cuda and q.dtype in HALF and q.shape[-1] == v.shape[-1]:
+    if bias is None and _has_varlen(q, v):
         return _varlen(q, k, v, lengths, scale)
     images = zip(*(_heads_first(x, lengths) for x in (q, k, v)), _biases(bias, places, lengths), strict=True)
     mixed = [F.scaled_dot_product_attention(q, k, v, own, scale=scale) for q, k, v, own in images]
     return torch.cat([context[0].transpose(0, 1) for context in mixed])
+
+
+def _has_varlen(q: Tensor, v: Tensor) -> bool:
+    """Whether torch's kernel for packed sequences takes such heads: in half precision on CUDA, from the Ampere cards on."""
+    fits = q.dtype in HALF and q.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0
+    return fits and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> Tensor:

@@ -10,7 +10,9 @@ __all__ = ["profile"]
 
 
 def profile(
-    model: Annotated[str, typer.Argument(help="Zoo name, architecture file (JSON), retrain or search run.")],
+    model: Annotated[
+        str, typer.Argument(help="Zoo name, checkpoint, architecture file (JSON), retrain or search run.")
+    ],
     target: Annotated[
         str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")
     ] = "cpu-ort-fp32-b1-t1",

@@ -1,6 +1,6 @@
 """Self-attention on tokens, whole or cut into groups, with an optional position bias."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,24 +134,31 @@ class Attention(nn.Module):
         batch, count, _ = x.shape
         q, k, v = self._split(self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2))
         if self._fuses(mask, scored):
-            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, -1)
-            return cast(Tensor, self.proj(cut.scatter(mixed))), None
-        logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
-        if self.attention_biases is not None:
-            logits = self._biased(logits, self.attention_biases, cut, places)
-        weights = logits.softmax(-1) if mask is None else masked_softmax(logits, mask)
-        context = weights @ v
+            context = F.scaled_dot_product_attention(q, k, v)
+            weights = self._weights(q[:, :, :1], k, cut, mask, places) if scored else None  # the class token's
+        else:
+            weights = self._weights(q, k, cut, mask, places)
+            context = weights @ v
         mixed = context.transpose(1, 2).reshape(batch, count, self.heads * self.value_dim)
         out: Tensor = self.proj(cut.scatter(mixed))
         if not scored:
             return out, None
+        assert weights is not None
         scores = score(weights, context, 0 if self.prefix else None, mask)
         return out, cut.of_tokens(scores)[:, self.prefix :]
 
+    def _weights(self, q: Tensor, k: Tensor, cut: Cut, mask: Tensor | None, places: Tensor | None) -> Tensor:
+        """Of some queries (B * groups, heads, m, d) to all keys."""
+        logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
+        if self.attention_biases is not None:
+            logits = self._biased(logits, self.attention_biases, cut, places)
+        return logits.softmax(-1) if mask is None else masked_softmax(logits, mask)
+
     def _fuses(self, mask: Tensor | None, scored: bool) -> bool:
-        """Whether nobody needs the weights themselves, so that the fused kernel will do; exported files keep the plain operators."""
-        plain = self.attention_biases is None and self.key_dim == self.value_dim
-        return plain and mask is None and not scored and not torch.compiler.is_exporting()
+        """Whether the fused kernel will do, as nobody needs the weights of all tokens; exported files keep the plain operators."""
+        plain = self.attention_biases is None and self.key_dim == self.value_dim and mask is None
+        exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()  # by dynamo, by TorchScript
+        return plain and not (scored and not self.prefix) and not exported
 
     def _biased(self, logits: Tensor, biases: Tensor, cut: Cut, places: Tensor | None) -> Tensor:
         """Logits (B * groups, heads, n, n) plus the bias of each pair's offset."""

@@ -1,6 +1,5 @@
 """Networks of the zoo by name, and with the weights that their authors released, or that a user trained in their naming."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +13,15 @@ from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
 from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, sret, vit
-from search_spaces.zoo.released import Family, Naming, check, fitted, places
+from search_spaces.zoo.released import Entry, Family, Naming, check, fitted, places
 
 __all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]
 
 FAMILIES: tuple[Family, ...] = (efficientformer.FAMILY, efficientformerv2.FAMILY, sret.FAMILY, vit.FAMILY)
 OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
 ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
-SIDES = range(16, 1025, 16)  # pixels of the image sizes that a release is looked for at
+SIDES = range(1024, 15, -16)
+"""Pixels of the image sizes that a release is looked for at: of those that round up to one grid, the largest is a multiple of it."""
 Order = Callable[[int], Tensor]
 
 
@@ -52,7 +52,7 @@ def load_released(
 ) -> Network:
     """The network `name` with weights in its authors' naming or timm's, in eval mode; its `arch` says what it is.
 
-    Class count and image size are those of the weights, so that fine-tuned ones load as they are.
+    Class count and image size are those of the weights, so that fine-tuned ones load as they are; images are taken as square.
 
     Args:
         name: of the zoo.
@@ -70,49 +70,72 @@ def load_released(
         if not network.locations:
             raise InputError(f"{name} prunes no tokens; locations are of the networks asvit_*")
         network = vit.pruned_at(network, locations)
-    loaded = _loaded(name, network, checkpoint.unwrapped(state_dict))
+    loaded = _adapted(_loaded(name, network, checkpoint.unwrapped(state_dict)), classes, image_size)
     if permutation is not None:
         _reorder(loaded, permutation, name)
-    if classes is not None and classes != loaded.arch.classes:
-        loaded = with_new_head(loaded, classes)
-    if image_size is not None and image_size != loaded.arch.image_size:
-        check_sides(loaded.arch, (image_size,))
-        loaded = extract_variant(loaded, loaded.arch, loaded.arch.at(image_size))
     return loaded.eval()
 
 
 def from_checkpoint(
-    path: Path | str, name: str | None = None, *, classes: int | None = None, image_size: int | None = None
+    path: Path | str,
+    name: str | None = None,
+    *,
+    classes: int | None = None,
+    image_size: int | None = None,
+    locations: tuple[int, ...] | None = None,
+    permutation: Order | None = None,
 ) -> Network:
     """The network in a .safetensors or .pth file, in eval mode, its `arch` beside it; nothing in the file is run.
 
     A file of ours says which network it holds. Of other weights the network is `name`, or the one of the zoo that they fit.
+    The other arguments are those of `load_released`.
 
     Raises:
         InputError: the file is damaged or holds code, or its weights fit no network of the zoo, or not this one; see `load_released`.
     """
     path = Path(path)
     held = checkpoint.read(path)
-    own = checkpoint.arch_in(path)
-    if own is None:
-        try:
-            state = checkpoint.unwrapped(held)
-            return load_released(name or _recognised(state), state, classes=classes, image_size=image_size)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-    if name is not None and own != arch(name):
-        raise InputError(f"{path} holds network {own.id}, not {name}; leave the name out")
-    network = own.build()
     try:
-        network.load_state_dict(held)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not hold the weights of network {own.id}, as it says; write it again") from error
-    if classes is not None and classes != own.classes:
+        own = checkpoint.arch_in(path)
+        if own is None:
+            state = checkpoint.unwrapped(held)
+            return load_released(
+                name or _recognised(state),
+                state,
+                classes=classes,
+                image_size=image_size,
+                locations=locations,
+                permutation=permutation,
+            )
+        if (name is not None and own != arch(name)) or locations is not None or permutation is not None:
+            raise InputError(f"it says that it holds network {own.id}; leave out name, locations and permutation")
+        return _adapted(_ours(own, held), classes, image_size).eval()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _ours(own: Arch, state: Mapping[str, Tensor]) -> Network:
+    """The network with weights under our own names."""
+    naming = {place: Entry(place) for place in places(own)}
+    fault = check(own, naming, ("order",), state)
+    if fault is not None:
+        raise InputError(f"these weights are not those of network {own.id}: {fault}")
+    network = own.build()
+    orders = {name: order for name, order in state.items() if name.endswith(".order")}
+    network.load_state_dict({**network.state_dict(), **orders, **fitted(own, naming, state)})
+    return network
+
+
+def _adapted(network: Network, classes: int | None, image_size: int | None) -> Network:
+    """The network for another number of classes and another image size, where they are given."""
+    if classes is not None and classes < 1:
+        raise InputError(f"a network tells at least one class apart, got classes={classes}")
+    if classes is not None and classes != network.arch.classes:
         network = with_new_head(network, classes)
-    if image_size is not None and image_size != own.image_size:
-        check_sides(own, (image_size,))
+    if image_size is not None and image_size != network.arch.image_size:
+        check_sides(network.arch, (image_size,))
         network = extract_variant(network, network.arch, network.arch.at(image_size))
-    return network.eval()
+    return network
 
 
 def with_new_head(network: Network, classes: int) -> Network:
@@ -141,8 +164,10 @@ def _loaded(name: str, network: Arch, state: Mapping[str, Tensor]) -> Network:
 
 def _fit(name: str, network: Arch, state: Mapping[str, Tensor]) -> tuple[Arch, Naming, str | None]:
     """The network as it must be for these weights, the naming they are in, and what does not fit; None where all does."""
-    naming = max(_namings(name, network), key=lambda naming: len(naming.keys() & state.keys()))
-    own = _at_size(_of_classes(network, naming, state), naming, state)
+    namings = _namings(name, network)
+    chosen = max(range(len(namings)), key=lambda number: len(namings[number].keys() & state.keys()))
+    own = _at_size(_of_classes(network, namings[chosen], state), namings[chosen], state)
+    naming = _namings(name, own)[chosen]  # where sizes differ, so may scales
     return own, naming, check(own, naming, OF[name].tables, state)
 
 
@@ -153,8 +178,8 @@ def _namings(name: str, network: Arch) -> tuple[Naming, ...]:
 
 def _of_classes(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> Arch:
     """The network with as many classes as its weights tell apart."""
-    body = dataclasses.replace(network).with_classes(network.classes + 1)
-    bound = [place for place, shape in places(network).items() if places(body)[place] != shape]
+    other = places(network.with_classes(network.classes + 1))
+    bound = [place for place, shape in places(network).items() if other[place] != shape]
     counts = [
         len(state[name])
         for name, entry in naming.items()

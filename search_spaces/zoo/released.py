@@ -49,10 +49,10 @@ class Family:
     """Networks that were published together."""
 
     archs: Mapping[str, Arch]
-    namings: Callable[[Arch], Iterator[Naming]]  # every naming in which weights of such a network were released
-    tables: tuple[
-        str, ...
-    ] = ()  # last parts of the names of index tables, which a release may hold and we make ourselves
+    namings: Callable[[Arch], Iterator[Naming]]
+    """Every naming in which weights of such a network were released."""
+    tables: tuple[str, ...] = ()
+    """Last parts of the names of index tables, which a release may hold and we make ourselves."""
 
 
 @lru_cache(maxsize=256)
@@ -86,16 +86,21 @@ def fitted(arch: Arch, naming: Naming, state: Mapping[str, Tensor]) -> dict[str,
     """Our weights of a network from a release that `check` finds no fault with.
 
     Raises:
-        InputError: a weight holds NaN or infinity.
+        InputError: a weight holds NaN or infinity, or is no floating-point number.
     """
     found: dict[str, Tensor] = {}
     ours = places(arch)
     for name, entry in naming.items():
         if name not in state:  # a counter
             continue
-        value = state[name]
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        counts = name.endswith(COUNTERS)
+        value = state[name].detach().cpu()
+        if not counts and (value.is_quantized or not value.is_floating_point()):
+            raise InputError(f"{name} is of type {value.dtype}; give weights of floating point")
+        ours_of = found.setdefault(
+            entry.place, torch.empty(ours[entry.place], dtype=torch.long if counts else torch.float32)
+        )
+        entry.write(value, ours_of)
+        if not torch.isfinite(ours_of if entry.rows is None else ours_of[slice(*entry.rows)]).all():
             raise InputError(f"{name} holds NaN or infinity; these weights are broken")
-        kept = value.dtype if name.endswith(COUNTERS) else torch.float32
-        entry.write(value, found.setdefault(entry.place, torch.empty(ours[entry.place], dtype=kept)))
     return found

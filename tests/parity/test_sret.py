@@ -21,6 +21,19 @@ def test_parameters_macs_and_logits() -> None:
     torch.testing.assert_close(logits[:, :100], torch.tensor(parity["logits"]), rtol=1e-4, atol=1e-4)
 
 
+def test_the_order_is_that_of_the_image_size() -> None:
+    asked: list[int] = []
+
+    def backwards(count: int) -> torch.Tensor:
+        asked.append(count)
+        return torch.arange(count).flip(0)
+
+    network = zoo.load_released("sret_t", filled(reference("sret_t")), image_size=160, permutation=backwards)
+    orders = [order for name, order in network.state_dict().items() if name.endswith(".order")]
+    assert orders and set(asked) == {20 * 20}
+    assert all(torch.equal(order, torch.arange(20 * 20).flip(0)) for order in orders)
+
+
 def test_what_is_no_permutation_is_refused() -> None:
     state = filled(reference("sret_t"))
     with pytest.raises(InputError, match=r"permutation\(\d+\) gives no order"):

@@ -16,7 +16,9 @@ from nas.runs import save_weights
 from search_spaces import Arch, InputError, zoo
 from search_spaces.arch import Network
 from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position
-from search_spaces.zoo.released import check, fitted
+from search_spaces.zoo import checkpoint
+from search_spaces.zoo.efficientformer import FAMILY as EFFICIENTFORMER
+from search_spaces.zoo.released import check, fitted, places
 from search_spaces.zoo.vit import FAMILY
 from tests.parity.fill import image, value
 from tests.parity.oracle import filled, reference
@@ -42,6 +44,7 @@ def of_timm(network: nn.Module) -> dict[str, Tensor]:
 
 
 def test_wrappers(state: dict[str, Tensor]) -> None:
+    """The first that leads to tensors, in the order that timm has: the mean of the weights before them."""
     plain = zoo.load_released(TINY, state)
     other = {name: weight + 1 for name, weight in state.items()}
     ddp = {f"module.{name}": weight for name, weight in state.items()}
@@ -52,9 +55,10 @@ def test_wrappers(state: dict[str, Tensor]) -> None:
         {"state_dict": other, "state_dict_ema": ddp},
         {"model": {f"_orig_mod.{name}": weight for name, weight in ddp.items()}},
         {"n_averaged": torch.tensor(3), **ddp},
+        {"model": state, "model_ema": {}, "ema": {"decay": 0.99}},
     ]
-    for checkpoint in wrapped:
-        assert same(zoo.load_released(TINY, checkpoint), plain)
+    for given in wrapped:
+        assert same(zoo.load_released(TINY, given), plain)
 
 
 def test_what_does_not_fit_is_told_with_the_first_entries(state: dict[str, Tensor]) -> None:
@@ -76,8 +80,12 @@ def test_what_does_not_fit_is_told_with_the_first_entries(state: dict[str, Tenso
     for nothing in ({}, {"model": {}}, {"epoch": 3}):
         with pytest.raises(InputError, match="state dict"):
             zoo.load_released(TINY, nothing)
-    with pytest.raises(InputError, match=r"norm\.bias holds NaN"):
-        zoo.load_released(TINY, state | {"norm.bias": torch.full((192,), torch.nan)})
+    for broken in (torch.full((192,), torch.nan), torch.full((192,), 1e39, dtype=torch.float64)):
+        with pytest.raises(InputError, match=r"norm\.bias holds NaN"):
+            zoo.load_released(TINY, state | {"norm.bias": broken})
+    for wrong_type in (torch.int8, torch.bool, torch.complex64):
+        with pytest.raises(InputError, match=rf"norm\.bias is of type {wrong_type}"):
+            zoo.load_released(TINY, state | {"norm.bias": torch.ones(192, dtype=wrong_type)})
 
 
 def test_arguments_of_other_families_are_refused(state: dict[str, Tensor]) -> None:
@@ -85,6 +93,8 @@ def test_arguments_of_other_families_are_refused(state: dict[str, Tensor]) -> No
         zoo.load_released(TINY, state, locations=(3, 6, 9))
     with pytest.raises(InputError, match="permutes no tokens"):
         zoo.load_released(TINY, state, permutation=torch.randperm)
+    with pytest.raises(InputError, match="at least one class"):
+        zoo.load_released(TINY, state, classes=0)
     for locations in ((), (0, 4), (6, 3), (4, 12)):
         with pytest.raises(InputError, match="rising order"):
             zoo.load_released("asvit_deit_tiny", state, locations=locations)
@@ -96,6 +106,27 @@ def test_fine_tuned_weights_load_as_they_are() -> None:
     assert network.arch == zoo.arch(TINY).with_classes(12).at(96)
     with torch.no_grad():
         torch.testing.assert_close(network(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [192, 256, 384])
+def test_the_size_of_the_weights_is_the_multiple_of_their_grid(side: int) -> None:
+    """Bias tables tell the grid alone, and sides that are no multiple of 32 round up to it."""
+    arch = zoo.arch("efficientformer_l1").at(side)
+    shapes = {
+        name: entry.shape(places(arch)[entry.place]) for name, entry in next(EFFICIENTFORMER.namings(arch)).items()
+    }
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert zoo.load_released("efficientformer_l1", state).arch == arch
+
+
+def test_thresholds_mean_the_same_at_every_size() -> None:
+    """The release's are scores, whose mean is 1 / patches."""
+    arch = zoo.arch("asvit_deit_tiny").at(96)
+    shapes = {name: entry.shape(places(arch)[entry.place]) for name, entry in next(FAMILY.namings(arch)).items()}
+    state = {name: torch.full(shape, 1 / 36) for name, shape in shapes.items()}
+    network = zoo.load_released("asvit_deit_tiny", state)
+    assert network.arch == arch
+    assert [network.blocks[place].threshold.item() for place in arch.locations] == [1.0] * 3
 
 
 def test_new_classes_and_a_new_size(state: dict[str, Tensor]) -> None:
@@ -132,8 +163,27 @@ def test_our_own_file_says_what_it_holds(tmp_path: Path) -> None:
     save_weights(tmp_path / "weights.safetensors", network.state_dict(), network.arch)
     assert same(zoo.from_checkpoint(tmp_path / "weights.safetensors"), network)
     assert zoo.from_checkpoint(tmp_path / "weights.safetensors", classes=5, image_size=64).arch.image_size == 64
-    with pytest.raises(InputError, match="leave the name out"):
+    with pytest.raises(InputError, match=r"weights\.safetensors: .*leave out name"):
         zoo.from_checkpoint(tmp_path / "weights.safetensors", TINY)
+    lacking = {name: weight for name, weight in network.state_dict().items() if name != "blocks.1.table"}
+    save_weights(tmp_path / "lacking.safetensors", lacking, network.arch)
+    with pytest.raises(InputError, match=r"lacking\.safetensors: .*1 missing, first blocks\.1\.table"):
+        zoo.from_checkpoint(tmp_path / "lacking.safetensors")
+
+
+@pytest.mark.parametrize("said", ["resnet50", "3", '{"kind": "other"}'])
+def test_what_others_say_of_an_architecture_is_theirs(said: str, tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "theirs.safetensors", {"arch": said})
+    assert zoo.from_checkpoint(tmp_path / "theirs.safetensors").arch == zoo.arch(TINY)
+
+
+def test_an_old_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pth").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"cut\.pth"):
+            checkpoint.read(tmp_path / "cut.pth")
 
 
 class Harmful:
