@@ -39,6 +39,12 @@ class Chosen:
     counts: Tensor  # (B,), with gradient in training
     kept: Tensor  # like `scores`: true, or 1 in training, for those that stay
 
+    @staticmethod
+    def together(parts: "Sequence[Chosen]") -> "Chosen":
+        """What a location did with the images of several parts of a batch."""
+        scores, counts, kept = zip(*((part.scores, part.counts, part.kept) for part in parts), strict=True)
+        return Chosen(torch.cat(scores), torch.cat(counts), torch.cat(kept))
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -173,7 +179,8 @@ def pack(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
     `x` is (B, N, ...), `kept` (B, N) bool. Linear layers and norms run on packed tokens as they are.
     """
-    return x[kept], kept.sum(-1)
+    rows = kept.flatten().nonzero()[:, 0]
+    return x.flatten(0, 1).index_select(0, rows), kept.sum(-1)
 
 
 def unpack(packed: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
@@ -262,7 +269,11 @@ def _score_of_row(
     """`packed_score` by the attention of one token of each image, of all images at once."""
     image = owners(lengths)
     asking = (lengths.cumsum(0) - lengths + row)[image]  # the token whose attention counts, for each token
-    logits = (q[asking] * scale * k).sum(-1)  # (sum n_i, H)
+    if q.is_cuda:  # in one go; a CPU is faster where not every token gets a copy of the query
+        logits = (q[asking] * k).sum(-1) * scale  # (sum n_i, H)
+    else:
+        pairs = zip(unpack(q, lengths), unpack(k, lengths), strict=True)
+        logits = torch.cat([torch.einsum("hd,nhd->nh", own_q[row], own_k) for own_q, own_k in pairs]) * scale
     if bias is not None:
         if places is None:
             raise ValueError("a bias needs the places of the tokens on the grid")

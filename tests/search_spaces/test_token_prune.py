@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from search_spaces import Arch
-from search_spaces.arch import Network
+from search_spaces.arch import AT_ONCE, Network
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Embed, Head, Patch, Position, Stem, TokenPrune
 from search_spaces.tokens import Chosen
 
@@ -108,6 +108,20 @@ def test_training_masks_what_inference_drops(make: type) -> None:
     for name, weight in built.named_parameters():
         assert weight.grad is not None and weight.grad.isfinite().all(), name
         assert weight.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("make", [hybrid, vit])
+@pytest.mark.parametrize("count", [AT_ONCE + 1, 2 * AT_ONCE + 3])
+def test_large_batches_run_in_parts_that_nobody_notices(count: int, make: type) -> None:
+    arch = make((40, 20), True)
+    built, images = network(arch), arch.example(count)
+    logits, chosen = run(built, images)
+    alone = [run(built, image) for image in images.split(1)]
+    torch.testing.assert_close(logits, torch.cat([own for own, _ in alone]), rtol=0, atol=2e-5)
+    for place, one in enumerate(chosen):
+        assert one.counts.tolist() == [int(own[place].counts) for _, own in alone]
+        assert torch.equal(one.kept.flatten(), torch.cat([own[place].kept.flatten() for _, own in alone]))
+        assert one.scores.shape == one.kept.shape
 
 
 @pytest.mark.parametrize("make", [hybrid, vit])
