@@ -67,14 +67,14 @@ class Space(ABC):
         """Number of different networks."""
 
     @property
-    @abstractmethod
     def smallest(self) -> Arch:
-        """The network with the least of every choice."""
+        """The network with the least of every choice, see `Choice`."""
+        return self.decode(np.array([choice.least for choice in self.choices]))
 
     @property
-    @abstractmethod
     def largest(self) -> Arch:
-        """The network with the most of every choice."""
+        """The network with the most of every choice, see `Choice`."""
+        return self.decode(np.array([choice.top for choice in self.choices]))
 
     @abstractmethod
     def slots(self, arch: Arch) -> tuple[str, ...]:

@@ -264,16 +264,6 @@ class Hybrid(Space):
 
         return networks(self)
 
-    @property
-    def smallest(self) -> Arch:
-        """Least resolution, width, depth, ratio and number of 3D blocks."""
-        return self.decode(np.array([choice.least for choice in self.choices]))
-
-    @property
-    def largest(self) -> Arch:
-        """Most resolution, width, depth, ratio, loops and number of 3D blocks, each in one group, with all patches."""
-        return self.decode(np.array([choice.top for choice in self.choices]))
-
     def slots(self, arch: Arch) -> tuple[str, ...]:
         """Slots by stage and place, such as `stage1.mb4d.0`; the last 3D block of a stage is `stage1.mb3d.0`."""
         names: list[str] = []

@@ -179,16 +179,6 @@ class Vit(Space):
         counts = sum(keep < self.patches(image_size) for keep in self.keeps)
         return sum(comb(places, used) * comb(counts, used) for used in range(places + 1))
 
-    @property
-    def smallest(self) -> Arch:
-        """Least resolution, width, depth, heads, q/k width, ratio and kept patches."""
-        return self.decode(np.array([choice.least for choice in self.choices]))
-
-    @property
-    def largest(self) -> Arch:
-        """Most resolution, width, depth, heads, q/k width and ratio, with all patches."""
-        return self.decode(np.array([choice.top for choice in self.choices]))
-
     def slots(self, arch: Arch) -> tuple[str, ...]:
         """A slot for each block from the start, such as `block0`, and one for each of the others."""
         names: list[str] = []
