@@ -35,7 +35,9 @@ def randomised(space: Vit) -> Supernet:
 
 
 @pytest.mark.parametrize(
-    "space", [tiny((32, 24), (1, 0.5), (2,)), tiny((32, 24), (1,)), tiny((32,), (1, 0.5), (), ())], ids=str
+    "space",
+    [tiny((32, 24), (1, 0.5), (2,)), tiny((32, 24), (1,)), tiny((32,), (1, 0.5), (), ())],
+    ids=["one location", "one share of heads", "no location"],
 )
 def test_size_counts_different_networks(space: Vit) -> None:
     every = product(*(range(len(choice.values)) for choice in space.choices))
