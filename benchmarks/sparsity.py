@@ -89,7 +89,7 @@ def compare(seed: int, epochs: int, data: Data, table: LatencyTable, runs: Path)
             **{f"{name}_mean": own.double().mean(0).tolist() for name, own in counts.items()},
             **{f"{name}_std": own.double().std(0).tolist() for name, own in counts.items()},
         },
-        "training": found,
+        "training": {name: value for name, value in found.items() if name != "weights"},
     }
 
 

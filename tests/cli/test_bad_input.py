@@ -48,7 +48,7 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "fast"), ("--budget-ms", "fast")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "1"), ("nowhere", "no run")),
         (("validate", "nowhere.csv"), ("nowhere.json", "does not exist")),
-        (("evaluate", "nowhere", "--data", "digits64"), ("nowhere", "no run")),
+        (("evaluate", "nowhere", "--data", "digits64"), ("nowhere", "run folder", "efficientformer_l1")),
         (("export", "efficientformer_l1", "--format", "floppy"), ("floppy", "onnx")),
         (("report", "nowhere"), ("nowhere", "no run")),
     ],
