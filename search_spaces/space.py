@@ -126,6 +126,21 @@ class Space(ABC):
         """Whether `arch` is one of the networks; thresholds belong to weights, so `arch.keeping(adaptive=False)` answers for it."""
         return self._code(arch) is not None
 
+    @cached_property
+    def _at(self) -> Mapping[str, int]:
+        """The position of each choice."""
+        return {choice.name: position for position, choice in enumerate(self.choices)}
+
+    def _coded(self, values: Mapping[str, float | str]) -> Code | None:
+        """The code of these values, by the names of their choices, and 0 elsewhere; None where one is not among the choices."""
+        code = np.zeros(len(self.choices), dtype=np.int64)
+        for name, value in values.items():
+            position = self._at.get(name)
+            if position is None or value not in self.choices[position].values:
+                return None
+            code[position] = self.choices[position].values.index(value)
+        return code
+
     def _code(self, arch: Arch) -> Code | None:
         """The canonical code of `arch`, None where it is not in the space."""
         code = self._read(arch)

@@ -147,9 +147,7 @@ class MB3D(BlockSpec):
             if self.groups
             else ""
         )
-        heads = (
-            f" {self.heads}h{self.key_dim}" if self.residual == "plain" else ""
-        )  # a ViT's, which may differ by block
+        heads = f" {self.heads}h{self.key_dim}" if self.residual == "plain" else ""  # a ViT's differ by block
         return f"3D×{self.ratio:g}{heads}{loops}{' NLL' if self.nll else ''}{cuts}"
 
     @property

@@ -67,7 +67,6 @@ class Hybrid(Space):
             choices += self._choices_3d(s, stage) if stage.block else []
         choices += [by_size(f"value{s}", stage.values) for s, stage in enumerate(stages) if len(stage.values) > 1]
         self.choices = tuple(choices)
-        self._at = {choice.name: position for position, choice in enumerate(choices)}
 
     def _choices_3d(self, s: int, stage: Stage) -> list[Choice]:
         choices = [Choice(f"ratio{s}.mb3d.{i}", self.ratios) for i in range(min(self.depths[s], max(self.mb3d)))]
@@ -235,13 +234,7 @@ class Hybrid(Space):
             values |= {f"ratio{s}.mb4d.{i}": ratio for i, ratio in enumerate(part.mb4d)}
             values |= {f"ratio{s}.mb3d.{i}": ratio for i, ratio in enumerate(reversed(part.mb3d))}
             values |= self._read_3d(s, part, arch.image_size) if part.block else {}
-        code = np.zeros(len(self.choices), dtype=np.int64)
-        for name, value in values.items():
-            position = self._at.get(name)
-            if position is None or value not in self.choices[position].values:
-                return None
-            code[position] = self.choices[position].values.index(value)
-        return code
+        return self._coded(values)
 
     def _read_3d(self, s: int, part: Part, image_size: int) -> dict[str, float | str]:
         assert part.block is not None

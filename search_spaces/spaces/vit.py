@@ -87,7 +87,6 @@ class Vit(Space):
         counts = (ALL, *keeps)
         choices += [Choice(f"keep{i}", counts, counts.index(min(keeps)) if keeps else 0, 0) for i in locations]
         self.choices = tuple(choices)
-        self._at = {choice.name: position for position, choice in enumerate(choices)}
 
     def heads(self, width: int, share: float) -> int:
         """How many heads a share of those that fill a width is; at least one."""
@@ -156,13 +155,7 @@ class Vit(Space):
                 values |= {f"heads{depth}": shares.get(spec.heads, 0), f"qk{depth}": spec.key_dim}
                 values |= {f"ratio{depth}": spec.ratio, "depth": depth + 1} | ({f"keep{depth}": keep} if keep else {})
                 keep = ALL
-        code = np.zeros(len(self.choices), dtype=np.int64)
-        for name, value in values.items():
-            position = self._at.get(name)
-            if position is None or value not in self.choices[position].values:
-                return None
-            code[position] = self.choices[position].values.index(value)
-        return code
+        return self._coded(values)
 
     @cached_property
     def size(self) -> int:
