@@ -6,7 +6,8 @@
 A network of DeiT-S's shape keeps on average .7, .49 and .34 of its patches after blocks 3, 6 and 9. Its weights are random, with
 queries and keys large enough that attention depends on the image, and its thresholds are calibrated on the very images. Dense
 is the same network with all patches; padded runs the kept tokens of every image, filled up to the longest, with a mask in the
-fused kernel. On a CPU packs are of a few images (`AT_ONCE` in search_spaces/arch.py); "dense in parts" is dense, as many at a time.
+fused kernel. On a CPU packs are of a few images (`AT_ONCE` in search_spaces/arch.py), "dense in parts" is dense, as many at a time,
+and all of it runs once more with the weights of linear layers prepacked, against dense with prepacked weights.
 Median, p10 and p90 over the rounds. `efficiency` is the speed-up over dense divided by the ratio of MACs: 1 says that every MAC saved is time saved.
 """
 
@@ -33,6 +34,7 @@ from nas.train.retrain import fresh_network
 from search_spaces.arch import AT_ONCE, Arch, Network
 from search_spaces.blocks.mb3d import MB3DModule
 from search_spaces.blocks.token_prune import TokenPruneModule
+from search_spaces.prepack import prepack
 from search_spaces.tokens import Chosen, keep_above, score
 from search_spaces.zoo.vit import pruned_at, vit
 
@@ -40,6 +42,7 @@ HEADS, LOCATIONS, SHARES = 6, (4, 7, 10), (0.7, 0.49, 0.34)
 GAIN = 6.0  # that queries and keys are larger by than a fresh network's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MORE = 4  # times as many rounds for the smaller batches, at most
+IN_PARTS = 64  # largest batch that dense runs in parts too
 COUNTED = 32  # images at a time whose counts are taken
 
 
@@ -117,6 +120,16 @@ def mean_macs(arch: Arch, counts: NDArray[np.int64]) -> float:
     return float(curve([torch.from_numpy(column.astype(np.float64)) for column in counts.T]).mean())
 
 
+def arms(pruned: Network, dense: Network) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The ways to run the two networks."""
+    return {
+        "dense": dense,
+        "packed": pruned,
+        "padded": lambda x: padded(pruned, x),
+        "dense in parts": lambda x: torch.cat([dense(part) for part in x.tensor_split(-(-len(x) // AT_ONCE))]),
+    }
+
+
 def timed(
     runs: dict[str, Callable[[Tensor], Tensor]], images: Tensor, batch: int, rounds: int, seed: int
 ) -> dict[str, Any]:
@@ -142,11 +155,9 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     pruned, dense = networks(images, given.seed)
     dtype, device = DTYPES[given.dtype], torch.device(given.device)
     pruned, dense, images = pruned.to(device, dtype), dense.to(device, dtype), images.to(device, dtype)
-    runs = {"dense": dense, "packed": pruned, "padded": lambda x: padded(pruned, x)}
-    in_parts = {
-        **runs,
-        "dense in parts": lambda x: torch.cat([dense(part) for part in x.tensor_split(-(-len(x) // AT_ONCE))]),
-    }
+    runs = arms(pruned, dense)
+    if device.type == "cpu":
+        runs |= {f"prepacked {name}": run for name, run in arms(prepack(pruned), prepack(dense)).items()}
     found: dict[str, Any] = {"batches": {}}
     with torch.inference_mode():
         every = counts_of(pruned, images)
@@ -154,14 +165,14 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
         difference = (padded(pruned, images[:8]) - pruned(images[:8])).abs().max()
         found["padded_max_abs_diff"] = float(difference)
         for batch in given.batches:
-            arms = in_parts if device.type == "cpu" and batch > AT_ONCE else runs
+            chosen = {name: run for name, run in runs.items() if "parts" not in name or AT_ONCE < batch <= IN_PARTS}
             rounds = given.rounds * min(MORE, max(given.batches) // batch)
-            times = timed(arms, images, batch, rounds, given.seed)
+            times = timed(chosen, images, batch, rounds, given.seed)
             works = [mean_macs(pruned.arch, counts_of(pruned, own)) for own in times.pop("batches")]
             ratios = macs(dense.arch) / np.array(works)  # of each round, whose images keep numbers of their own
             row: dict[str, Any] = {"rounds": rounds, "macs_ratio": float(np.median(ratios))}
             for name, taken in times.items():
-                speed = times["dense"] / taken
+                speed = times["prepacked dense" if name.startswith("prepacked") else "dense"] / taken
                 row[name] = {"ms": np.quantile(taken, (0.5, 0.1, 0.9)).tolist(), "speed_up": float(np.median(speed))}
                 row[name]["efficiency"] = np.quantile(speed / ratios, (0.5, 0.1, 0.9)).tolist()
             found["batches"][str(batch)] = row

@@ -32,6 +32,7 @@ from nas.train.teachers import teacher_named
 from nas.train.thresholds import Budget, budget_of, learn_thresholds
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
+from search_spaces.prepack import prepack
 
 __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supernet"]
 
@@ -200,9 +201,11 @@ def evaluate_network(
 
 
 def _eager(network: Network) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    packed = prepack(network)
+
     @torch.no_grad()
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+        logits: NDArray[np.float32] = packed(torch.from_numpy(images)).numpy()
         return logits
 
     return run

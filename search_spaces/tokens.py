@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "Chosen",
     "Kept",
+    "attend",
     "choose_above",
     "keep_above",
     "masked_softmax",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 HALF = (torch.float16, torch.bfloat16)
+FEW = 160  # tokens of one image below which the weights of all pairs stay in a core's cache, and the fused kernel takes longer
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,16 @@ def packed_attention(
     if bias is None and _has_varlen(q, v):
         return _varlen(q, k, v, lengths, scale)
     images = zip(*(_heads_first(x, lengths) for x in (q, k, v)), _biases(bias, places, lengths), strict=True)
-    mixed = [F.scaled_dot_product_attention(q, k, v, own, scale=scale) for q, k, v, own in images]
+    mixed = [attend(q, k, v, scale, own) for q, k, v, own in images]
     return torch.cat([context[0].transpose(0, 1) for context in mixed])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Attention of every query to all keys, (B, H, n, d), by the kernels that are fastest for so many tokens."""
+    if bias is not None or q.is_cuda or len(q) > 1 or q.shape[2] > FEW:
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q[0], k[0].transpose(-2, -1), beta=0, alpha=scale)
+    return torch.bmm(logits.softmax(-1), v[0])[None]
 
 
 def _has_varlen(q: Tensor, v: Tensor) -> bool:

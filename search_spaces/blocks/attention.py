@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.grouping import arrangement, inverse
-from search_spaces.tokens import Kept, masked_softmax, packed_attention, packed_score, ranks, score
+from search_spaces.tokens import Kept, attend, masked_softmax, packed_attention, packed_score, ranks, score
 
 __all__ = ["Attention", "Cut", "offset_index"]
 
@@ -134,7 +133,7 @@ class Attention(nn.Module):
         batch, count, _ = x.shape
         q, k, v = self._split(self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2))
         if self._fuses(mask, scored):
-            context = F.scaled_dot_product_attention(q, k, v)
+            context = attend(q, k, v, self.key_dim**-0.5)
             weights = self._weights(q[:, :, :1], k, cut, mask, places) if scored else None  # the class token's
         else:
             weights = self._weights(q, k, cut, mask, places)

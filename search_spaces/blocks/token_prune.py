@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
@@ -41,7 +42,7 @@ class TokenPruneModule(nn.Module):
             return self._fewer(given, scores, given.lengths, self.threshold)
         above = keep_above(scores, self.threshold, self.total)
         if len(scores) == 1:
-            return self._only(given, above[0].nonzero()[:, 0][None], scores)
+            return self._alone(given, above, scores)
         return self._packed(given, above, scores)
 
     def _only(self, given: Kept, kept: Tensor, scores: Tensor) -> Kept:
@@ -53,6 +54,14 @@ class TokenPruneModule(nn.Module):
             tokens = torch.cat([first, tokens], 1)
         mask = torch.zeros_like(scores).scatter(1, kept, 1.0).bool()
         return Kept(take(given.x, tokens), places=places, chosen=Chosen(scores, mask.sum(1), mask))
+
+    def _alone(self, given: Kept, above: Tensor, scores: Tensor) -> Kept:
+        """Of the one image the patches (1, n) that are to stay."""
+        tokens = F.pad(above, (self.prefix, 0), value=True)[0].nonzero()[:, 0]
+        kept = tokens[self.prefix :] - self.prefix
+        places = kept if given.places is None else given.places[0].index_select(0, kept)
+        x = given.x[0].index_select(0, tokens)[None]
+        return Kept(x, places=places[None], chosen=Chosen(scores, above.sum(1), above))
 
     def _masked(self, given: Kept, scores: Tensor, threshold: Tensor) -> Kept:
         earlier = None if given.mask is None else given.mask[:, self.prefix :]

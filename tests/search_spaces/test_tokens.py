@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from search_spaces import tokens
 from search_spaces.tokens import (
+    FEW,
+    attend,
     choose_above,
     keep_above,
     masked_softmax,
@@ -278,3 +280,10 @@ def test_choices_are_the_same_in_onnx_runtime_with_ties_and_silent_tokens() -> N
     got = session.run(None, {"attention": attention.numpy(), "context": context.numpy()})
     for ours, theirs in zip(Chosen()(attention, context), got, strict=True):
         torch.testing.assert_close(torch.from_numpy(theirs), ours)
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1])
+def test_attention_is_the_same_by_either_kernel(count: int) -> None:
+    q, k, v = (torch.randn(1, 2, count, width, dtype=torch.float64) for width in (8, 8, 5))
+    expected = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, 0.3), expected)
