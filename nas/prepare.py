@@ -40,7 +40,7 @@ def opened(archs: Sequence[Arch], target: Target) -> Iterator[Iterator[Session]]
         done = processes(delayed(runtime.prepare)(arch, target, file) for arch, file in zip(archs, files, strict=True))
         made = zip(archs, files, done, strict=True)
         try:
-            yield (runtime.from_prepared(file, target, arch.id) for arch, file, _ in made)
+            yield (runtime.from_prepared(file, target, arch) for arch, file, _ in made)
         except TerminatedWorkerError as error:
             raise InputError(
                 f"one of {workers} processes that prepare networks was killed, for want of memory it seems; free some, or "

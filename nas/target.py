@@ -46,7 +46,7 @@ class Target:
         """
         match = NAME.fullmatch(name)
         runtime = RUNTIMES.get(match["runtime"]) if match else None
-        known = runtime and match and match["device"] in runtime.devices and match["dtype"] in runtime.dtypes
+        known = runtime and match and match["dtype"] in runtime.dtypes.get(match["device"], ())
         if not match or not known or (match["threads"] is None) == (match["device"] == "cpu"):
             forms = ", ".join(sorted(_forms()))
             raise InputError(
@@ -62,11 +62,14 @@ class Target:
         return f"{self.device}-{self.runtime}-{self.dtype}-b{self.batch}{threads}"
 
     def check_here(self) -> None:
-        """Refuse to measure with more threads than this machine has cores.
+        """Refuse what this machine cannot measure.
 
         Raises:
-            InputError: the target asks for too many threads.
+            InputError: the runtime or the device is missing, or the target asks for more threads than there are cores.
         """
+        lacking = RUNTIMES[self.runtime].lacks(self.device)
+        if lacking is not None:
+            raise InputError(f"target {self.name} cannot be measured here: {lacking}")
         cores = os.cpu_count() or 1
         if self.threads is not None and self.threads > cores:
             raise InputError(
@@ -78,8 +81,8 @@ def _forms() -> set[str]:
     """What can be measured, with N for the numbers."""
     forms = set()
     for name, runtime in RUNTIMES.items():
-        for device in runtime.devices:
-            forms |= {f"{device}-{name}-{dtype}-b<N>{'-t<N>' if device == 'cpu' else ''}" for dtype in runtime.dtypes}
+        for device, dtypes in runtime.dtypes.items():
+            forms |= {f"{device}-{name}-{dtype}-b<N>{'-t<N>' if device == 'cpu' else ''}" for dtype in dtypes}
     return forms
 
 

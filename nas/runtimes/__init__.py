@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # imported lazily: naming a target must not wait for torch
     import numpy as np
@@ -43,41 +47,64 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """A way to run networks: what it supports, and how to open one from an Arch or from a file that it reads."""
+    """A way to run networks: what it supports, and the module of `nas.runtimes` with the functions that are its methods here."""
 
-    package: str  # the distribution whose version goes into the fingerprint
-    devices: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    from_arch: Callable[[Arch, Target], Session]
-    from_file: Callable[[Path, Target], Session]
-    prepare: Callable[[Arch, Target, Path], None]  # what is slow about `from_arch`, done by any process: writes a file
-    from_prepared: Callable[[Path, Target, str], Session]  # that file, the target and the network's name
+    module: str
+    package: str  # the distribution that it needs, whose version goes into the fingerprint
+    extra: str | None  # of this project, which brings the package; None where every installation has it
+    dtypes: Mapping[str, tuple[str, ...]]  # by device
+    files: tuple[str, ...] = ()  # suffixes of the files it opens
 
+    def lacks(self, device: str) -> str | None:
+        """What this machine must be given before it can measure on the device, in a line; None where nothing is missing."""
+        try:
+            version(self.package)
+        except PackageNotFoundError:
+            extra = f"vit-nas[{self.extra}]" if self.extra else self.package
+            return f'{self.package} is not installed; pip install "{extra}"'
+        found: str | None = self._imported().lacks(device)
+        return found
 
-def _ort_arch(arch: Arch, target: Target) -> Session:
-    from nas.runtimes import onnxruntime
+    def from_arch(self, arch: Arch, target: Target) -> Session:
+        """A session of a network with fixed random weights; thresholds are such that its fixed input keeps `keep` patches.
 
-    return onnxruntime.from_arch(arch, target)
+        Raises:
+            InputError: a network with thresholds, which takes images one by one, on a target with a larger batch.
+        """
+        session: Session = self._imported().from_arch(arch, target)
+        return session
 
+    def from_file(self, path: Path, target: Target) -> Session:
+        """A session of a file that it reads.
 
-def _ort_file(path: Path, target: Target) -> Session:
-    from nas.runtimes import onnxruntime
+        Raises:
+            InputError: the file is missing, not a network that it loads, or has another batch size.
+        """
+        if path.suffix not in self.files:
+            reads = f"reads {', '.join(self.files)}" if self.files else "reads no files"
+            raise InputError(
+                f"{target.name} {reads}, and {path} is none; time an architecture, or choose another target"
+            )
+        session: Session = self._imported().from_file(path, target)
+        return session
 
-    return onnxruntime.from_file(path, target)
+    def prepare(self, arch: Arch, target: Target, path: Path) -> None:
+        """Do what is slow about `from_arch`, in any process: write a file.
 
+        Raises:
+            InputError: as `from_arch`.
+        """
+        self._imported().prepare(arch, target, path)
 
-def _ort_prepare(arch: Arch, target: Target, path: Path) -> None:
-    from nas.runtimes import onnxruntime
+    def from_prepared(self, path: Path, target: Target, arch: Arch) -> Session:
+        """A session of the file that `prepare` wrote, which it takes to itself."""
+        session: Session = self._imported().from_prepared(path, target, arch)
+        return session
 
-    onnxruntime.prepare(arch, target, path)
-
-
-def _ort_prepared(path: Path, target: Target, name: str) -> Session:
-    from nas.runtimes import onnxruntime
-
-    return onnxruntime.from_prepared(path, target, name)
+    def _imported(self) -> Any:
+        return import_module(self.module)
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "ort": Runtime("onnxruntime", ("cpu",), ("fp32",), _ort_arch, _ort_file, _ort_prepare, _ort_prepared)
+    "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32",)}, (".onnx",)),
 }

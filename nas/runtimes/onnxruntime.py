@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.thresholds import calibrate
+from nas.runtimes.random_networks import fixed_images, random_network
 from nas.target import Target
-from search_spaces.arch import Arch, Network
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
 __all__ = [
     "Session",
     "batch_of",
     "export_onnx",
-    "fixed_images",
     "from_arch",
     "from_file",
     "from_prepared",
+    "lacks",
     "prepare",
-    "random_network",
 ]
 
 OPSET = 18
-SPREAD = 0.01  # of what is added to fresh weights
+
+
+def lacks(device: str) -> str | None:
+    """What a machine with the package lacks to run on the device: nothing."""
+    return None
 
 
 def export_onnx(module: nn.Module, example: Tensor) -> bytes:
@@ -81,42 +83,15 @@ def prepare(arch: Arch, target: Target, path: Path) -> None:
     _optimise(_random_graph(arch, target), target, arch.id, path)
 
 
-def from_prepared(path: Path, target: Target, name: str) -> "Session":
-    """A session of a prepared graph, which it takes to itself; `name` is what messages call it."""
-    return Session(path, target, name, prepared=True)
+def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
+    """A session of a prepared graph, which it takes to itself."""
+    return Session(path, target, arch.id, prepared=True)
 
 
 def _random_graph(arch: Arch, target: Target) -> bytes:
     shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
     network = random_network(arch, torch.from_numpy(fixed_images(shape)))
     return export_onnx(network, arch.example(target.batch))
-
-
-def fixed_images(shape: Sequence[int]) -> NDArray[np.float32]:
-    """What a session of a network that takes images of this shape is timed on."""
-    return np.random.default_rng(0).standard_normal(tuple(shape), dtype=np.float32)
-
-
-def random_network(arch: Arch, images: Tensor) -> Network:
-    """The network with weights that differ everywhere: what works on equal weights, such as biases of 0, would be merged.
-
-    Where it has thresholds, exactly `keep` patches of the one image stay at each location.
-
-    Raises:
-        InputError: thresholds and several images.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)  # equal graphs on every run
-        network = arch.build()
-        for weight in network.parameters():
-            weight.add_(torch.randn_like(weight), alpha=SPREAD)
-    if arch != arch.keeping(adaptive=False):
-        if len(images) > 1:
-            raise InputError(
-                f"network {arch.id} has thresholds and takes images one by one; time it on a target of batch 1"
-            )
-        calibrate(network, arch, [(images, torch.zeros(1))])
-    return network
 
 
 def from_file(path: Path, target: Target) -> "Session":

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +17,7 @@ import torch
 
 from nas.latency import LatencyTable
 from nas.measure import measure_table, table_stem
-from nas.runtimes import RUNTIMES
+from nas.runtimes import RUNTIMES, Runtime, onnxruntime
 from nas.runtimes.onnxruntime import Session, export_onnx
 from nas.target import Target
 from nas.timing import time_networks, time_sessions
@@ -243,13 +242,13 @@ def test_networks_prepared_by_other_processes_are_those_of_this_one(monkeypatch:
             assert np.array_equal(sessions[arch.id].run(images), RUNTIMES["ort"].from_arch(arch, TARGET).run(images))
         return []
 
-    def prepared(path: Path, target: Target, name: str) -> Session:
+    def prepared(path: Path, target: Target, arch: Arch) -> Session:
         during.append(workers())
-        return RUNTIMES["ort"].from_prepared(path, target, name)
+        return opened(path, target, arch)
 
+    opened = onnxruntime.from_prepared
     monkeypatch.setattr("nas.timing.time_opened", timed)
-    others = replace(RUNTIMES["ort"], from_arch=None, from_prepared=prepared)
-    with patch("nas.prepare.RUNTIMES", {"ort": others}):
+    with patch("nas.runtimes.onnxruntime.from_prepared", prepared):
         time_sessions(archs, archs[0], TARGET, rounds=1, seed=0)
     assert max(during) == 2 and after == [0], "they have ended before anything is timed"
     late = zoo.arch("asvit_deit_tiny")
@@ -257,14 +256,15 @@ def test_networks_prepared_by_other_processes_are_those_of_this_one(monkeypatch:
         time_sessions([late, archs[0]], archs[0], Target.parse("cpu-ort-fp32-b2-t1"), rounds=1, seed=0)
 
 
-def killed(arch: Arch, target: Target, path: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+class Killed(Runtime):
+    def prepare(self, arch: Arch, target: Target, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_that_prepared_networks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas.prepare.SHARE", 1)
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
-    others = patch("nas.prepare.RUNTIMES", {"ort": replace(RUNTIMES["ort"], prepare=killed)})
+    others = patch("nas.prepare.RUNTIMES", {"ort": Killed(**vars(RUNTIMES["ort"]))})
     with others, pytest.raises(InputError, match="one of 2 processes that prepare networks was killed"):
         time_sessions([tiny().largest, tiny().smallest], tiny().smallest, TARGET, rounds=1, seed=0)
 

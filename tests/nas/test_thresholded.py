@@ -12,7 +12,8 @@ import torch
 from compress.thresholds import counts_of
 from nas.export import export_onnx
 from nas.runtimes import onnxruntime
-from nas.runtimes.onnxruntime import Session, fixed_images, random_network
+from nas.runtimes.onnxruntime import Session
+from nas.runtimes.random_networks import fixed_images, random_network
 from nas.target import Target
 from nas.thresholded import Spread, compare, in_batches, predict_images, time_images
 from search_spaces import Arch, InputError
