@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 
 from nas.visits import REFERENCE, Protocol, Visit
 
-__all__ = ["STATISTICS", "Kept", "Times", "lacking", "settle"]
+__all__ = ["STATISTICS", "Kept", "Times", "interval", "lacking", "settle", "wanting"]
 
 STATISTICS: dict[str, float] = {"median": 0.5, "p20": 0.2, "p05": 0.05}  # name -> quantile over a network's runs
 
 FLOOR = 0.05  # quantile of the reference visits that is the undisturbed reference
 LOCAL = 0.1  # the same for the clock of the moment, where fewer visits tell it
+MOST = 3.0  # times as narrow as usual, the interval of a network that matters most
+TELLING = 3  # visits below which their spread says nothing
+NORMAL = (
+    1.96 * 1.2533 * 1.4826
+)  # half of a 95% interval over the median absolute deviation, times the root of the number
 FEW = 2  # undisturbed visits that a network makes do with, rather than take in disturbed ones
 
 
@@ -49,13 +54,18 @@ class Times:
     noise_floor: float  # mean of `noise`
     drift: float  # slowest clock over fastest among the kept visits, less 1
     disturbed: float  # share of the visits that were disturbed
+    interval: float  # half the 95% interval of a network's time, as a share of it: what 90% of the networks are within
     poor: tuple[str, ...]  # networks with fewer undisturbed visits than they need
     kept: Mapping[str, tuple[Kept, ...]]  # by network, in order of time
     every: tuple[Kept, ...]  # all visits but the reference's, disturbed or not
 
-    def visit_ms(self, kept: Kept) -> float:
-        """The statistic over one visit."""
-        return float(np.quantile(kept.runs, STATISTICS[self.statistic]))
+    def redrawn(self, rng: np.random.Generator) -> dict[str, float]:
+        """`ms` of as many visits of each network, drawn anew from those that count."""
+        quantile = STATISTICS[self.statistic]
+        return {
+            name: _quantile([kept[i] for i in rng.integers(len(kept), size=len(kept))], quantile)
+            for name, kept in self.kept.items()
+        }
 
 
 def _rolling(levels: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -118,6 +128,42 @@ def _split_half(kept: Sequence[Kept], quantile: float) -> float:
     return 2 * abs(first - second) / (first + second)
 
 
+def interval(kept: Sequence[Kept]) -> float:
+    """Half the 95% interval of the median over visits, as a share of it; infinite where there are too few to tell."""
+    if len(kept) < TELLING:
+        return float("inf")
+    levels = np.array([np.median(one.runs) for one in kept])
+    middle = np.median(levels)
+    return float(NORMAL * np.median(np.abs(levels - middle)) / np.sqrt(len(levels)) / middle)
+
+
+def wanting(
+    visits: Sequence[Visit],
+    names: Iterable[str],
+    rounds: int,
+    protocol: Protocol,
+    floor: float | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[str]:
+    """The networks to visit again, the most urgent first: disturbed too often, or with too wide an interval.
+
+    `weights` say how much a network matters, by name, and so how narrow its interval must be; without them all matter alike.
+    `floor` is as for `settle`.
+    """
+    judged = _by_network(_judge(visits, protocol, floor))
+    usual = 1.0 if weights is None else float(np.sqrt(np.mean(np.square(list(weights.values())))))
+    needed = min(TELLING, rounds)
+    urgency: dict[str, float] = {}
+    for name in names:
+        steady = _steady(judged.get(name, ()))
+        known = len(steady) >= max(needed, protocol.enough(rounds))
+        weight = 1.0 if weights is None else min(MOST, weights[name] / usual)
+        width = interval(steady) if len(steady) >= TELLING else 0.0
+        if not known or width * weight > protocol.interval:
+            urgency[name] = weight * (min(1.0, width) if known else 1.0)
+    return sorted(urgency, key=lambda name: (-urgency[name], name))
+
+
 def lacking(
     visits: Sequence[Visit], names: Iterable[str], rounds: int, protocol: Protocol, floor: float | None = None
 ) -> list[str]:
@@ -160,6 +206,7 @@ def settle(
         drift=max(clocks) / min(clocks) - 1,
         poor=tuple(network for network in networks if len(_steady(groups[network])) < protocol.enough(rounds)),
         disturbed=float(np.mean([not one.steady for one in every])),
+        interval=float(np.quantile([min(1.0, interval(kept[network])) for network in networks], 0.9)),
         kept={network: kept[network] for network in networks},
         every=every,
     )

@@ -9,7 +9,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from nas.correction import lacking
+from nas.correction import lacking, wanting
 from nas.visits import PROTOCOL, REFERENCE, Protocol, Visit
 
 __all__ = ["Timed", "quiet", "time_interleaved"]
@@ -123,41 +123,86 @@ def time_interleaved(
     protocol: Protocol = PROTOCOL,
     record: Callable[[Visit], None] = lambda visit: None,
     done: Sequence[Visit] = (),
+    deadline: float | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Visit]:
-    """Visit every network in every round; then those disturbed too often again, for a bounded number of rounds.
+    """Visit every network in every round; then those again that need it, for a bounded number of rounds.
 
     Args:
         sessions: what to time, by name.
         reference: a network of its own session, visited all along to tell the clock.
-        rounds: visits that each network gets at least.
+        rounds: visits that each network gets at least, unless the time is up before.
         seed: decides, with the round's number, the order of its visits.
         threads: the target's threads; the process is pinned to as many cores meanwhile.
         floor: milliseconds of the reference on an undisturbed machine, where known from another day.
         protocol: the figures to go by.
         record: called with each visit once it is made.
         done: visits recorded before; no network is visited twice in one round.
+        deadline: of `time.monotonic()`, by which to be done; the least rounds are made however long they take.
+        weights: how much each network matters, by name: where time is short, they get it first.
 
     Returns:
         All visits, those of `done` first.
     """
     walk = _Walk(sessions, reference, protocol, record, done)
-    made = {(visit.round, visit.network) for visit in done}
-    names = sorted(sessions)
-
-    def left(number: int, wanted: Sequence[str]) -> list[str]:
-        order = np.random.default_rng([seed, number]).permutation(len(wanted))
-        return [wanted[i] for i in order if (number, wanted[i]) not in made]
-
-    patience = time.monotonic() + rounds * protocol.patience_s
+    plan = _Rounds(walk, sorted(sessions), rounds, seed, floor, deadline, weights)
     with quiet(threads):
-        for number in range(rounds):
-            walk.round(number, left(number, names))
-        number = rounds
-        while number < protocol.last_round(rounds) or time.monotonic() < patience:
-            before = [visit for visit in walk.visits if visit.round < number]
-            poor = lacking(before, names, rounds, protocol, floor)
-            if not poor:
-                break
-            walk.round(number, left(number, poor))
-            number += 1
+        plan.every()
+        plan.more()
     return walk.visits
+
+
+class _Rounds:
+    """Which networks each round visits, and when the rounds end."""
+
+    def __init__(
+        self,
+        walk: _Walk,
+        names: Sequence[str],
+        rounds: int,
+        seed: int,
+        floor: float | None,
+        deadline: float | None,
+        weights: Mapping[str, float] | None,
+    ) -> None:
+        self.walk, self.names, self.rounds, self.seed, self.floor = walk, names, rounds, seed, floor
+        self.deadline, self.weights, self.protocol = deadline, weights, walk.protocol
+        self.made = {(visit.round, visit.network) for visit in walk.visits}
+        self.started, self.number, self.visited = time.monotonic(), 0, 0
+
+    def every(self) -> None:
+        """The rounds of all networks."""
+        while self.number < self.rounds and (
+            self.number < self.protocol.least_rounds or self._fit() >= len(self.names)
+        ):
+            self._round(self.names)
+
+    def more(self) -> None:
+        """The rounds of those that need more visits."""
+        patience = self.started + self.rounds * self.protocol.patience_s
+        while True:
+            before = [visit for visit in self.walk.visits if visit.round < self.number]
+            if self.number < self.protocol.last_round(self.rounds):
+                wanted = wanting(before, self.names, self.rounds, self.protocol, self.floor, self.weights)
+            elif time.monotonic() < patience:
+                wanted = lacking(before, self.names, self.rounds, self.protocol, self.floor)
+            else:
+                return
+            wanted = wanted[: self._fit()]
+            if not wanted:
+                return
+            self._round(wanted)
+
+    def _round(self, names: Sequence[str]) -> None:
+        order = np.random.default_rng([self.seed, self.number]).permutation(len(names))
+        left = [names[i] for i in order if (self.number, names[i]) not in self.made]
+        self.walk.round(self.number, left)
+        self.visited += len(left)
+        self.number += 1
+
+    def _fit(self) -> int:
+        """How many visits there is time for, at the pace so far."""
+        if self.deadline is None or not self.visited:
+            return len(self.names)
+        pace = (time.monotonic() - self.started) / self.visited
+        return max(0, int((self.deadline - time.monotonic()) / pace))

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from nas.calibration import calibrate
 from nas.correction import Times, settle
+from nas.cost import params
+from nas.effort import leverage
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan
 from nas.progress import say
@@ -27,6 +31,9 @@ __all__ = ["measure_table", "table_stem"]
 
 NOISY = 0.03  # a noise floor above this is no measurement to go by
 DRIFTED = 0.25  # neither is a clock that moved by more
+FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
+TIMING_SHARE = 0.92  # of the time given; what is left is for solving
+RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
 POOR = 0.1  # share of the networks that may lack undisturbed visits: the least disturbed ones stand in for them
 
 
@@ -40,6 +47,7 @@ class Job:
     rounds: int
     seed: int
     protocol: Protocol
+    deadline: float | None = None  # of `time.monotonic()`
 
     def header(self) -> dict[str, Any]:
         """What a samples file must agree on to be resumed."""
@@ -68,6 +76,7 @@ def measure_table(
     out: Path,
     *,
     rounds: int = ROUNDS,
+    minutes: float | None = None,
     seed: int = 0,
     resume: bool = False,
     fresh: bool = False,
@@ -79,16 +88,18 @@ def measure_table(
         space: whose rows.
         target: where to run them.
         out: folder of the table and of the samples file beside it.
-        rounds: visits that each network gets at least.
+        rounds: visits that each network gets at least, unless the time is up before.
+        minutes: for all of it; a resumed measurement gets as many again. Two rounds are made however long they take.
         seed: draws the calibration networks and the order of the visits.
         resume: go on with a measurement that was interrupted.
         fresh: measure all rows anew.
         protocol: the figures of the timing protocol.
 
     Raises:
-        InputError: the target asks for more than the machine has, a file is in the way or damaged, or `rounds` is
-            below one.
+        InputError: the target asks for more than the machine has, a file is in the way or damaged, `rounds` is below one,
+            or `minutes` not positive.
     """
+    deadline = _deadline(minutes)
     target.check_here()
     if rounds < 1:
         raise InputError(f"rounds must be at least 1, got {rounds}")
@@ -98,13 +109,22 @@ def measure_table(
         say(f"{stem.name} has every row of {space.name} already")
         finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
         return table
-    job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol)
+    job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         _run(job, stem, table, samples)
     measured = LatencyTable.load(stem)
     if not measured.content.verdict.good:
         say(f"{stem.name}: {measured.content.verdict.why}")
     return measured
+
+
+def _deadline(minutes: float | None) -> float | None:
+    """When timing must end, so that the time is enough to solve for the rows as well."""
+    if minutes is None:
+        return None
+    if not 0 < minutes < float("inf"):
+        raise InputError(f"minutes must be positive and finite, got {minutes:g}")
+    return time.monotonic() + 60 * minutes * TIMING_SHARE
 
 
 def _beside(stem: Path) -> Path:
@@ -116,6 +136,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
     """Make the visits that are left, and write the table."""
     started = time.time()
     floor, statistic = (None, None) if table is None else (table.reference_ms, table.statistic)
+    weights = leverage(job.plan.archs, job.plan.used)
     visits = time_sessions(
         job.plan.archs,
         job.plan.reference,
@@ -126,6 +147,8 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         protocol=job.protocol,
         record=samples.append,
         done=samples.done,
+        deadline=job.deadline,
+        weights=weights,
     )
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
     write(stem, _content(job, times, table, {"at": round(started), "seconds": round(time.time() - started, 1)}))
@@ -144,6 +167,9 @@ def _verdict(job: Job, times: Times) -> Verdict:
         faults.append(f"the noise floor is {times.noise_floor:.1%}, above {NOISY:.0%}")
     if times.drift > DRIFTED:
         faults.append(f"the clock moved by {times.drift:.0%}, more than {DRIFTED:.0%}")
+    visits = Counter(kept.visit.network for kept in times.every)
+    if min(visits.values()) < min(FEW_ROUNDS, job.rounds):
+        faults.append(f"there was time for {min(visits.values())} visits of some networks, below {FEW_ROUNDS}")
     if len(times.poor) > POOR * len(times.ms):
         needed = job.protocol.enough(job.rounds)
         faults.append(f"{len(times.poor)} of {len(times.ms)} networks had fewer than {needed} undisturbed visits")
@@ -151,7 +177,7 @@ def _verdict(job: Job, times: Times) -> Verdict:
         "; ".join(faults) + ": measure afresh on a quieter machine" if faults else "noise, clock, visits are in bounds"
     )
     redone = 1 + max(kept.visit.round for kept in times.every) - job.rounds
-    return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why)
+    return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
 
 
 def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str, Any]) -> Content:
@@ -163,7 +189,8 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
     if old is None:
         ms = np.array([times.ms[arch.id] for arch in plan.archs])
         nets = np.array([plan.archs.index(arch) for arch in plan.nets])
-        calibration, uncalibrated = calibrate(system, ms, nets, times.noise_floor), Calibration()
+        sizes = np.array([params(arch) / 1e6 for arch in plan.nets])
+        calibration, uncalibrated = calibrate(system, ms, nets, sizes), Calibration()
     else:
         calibration = uncalibrated = old.calibration
     about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
@@ -185,22 +212,22 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
 
 
 def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
-    """The rows that were unknown, with their spread over the rounds that visited every network."""
+    """The rows that were unknown, with their spread over visits drawn anew, as many as there are."""
     names = [arch.id for arch in job.plan.archs]
+    sizes = np.array([params(arch) / 1e6 for arch in job.plan.archs])
+    apart = calibration.offset + calibration.per_million * sizes  # of the rows
 
-    def solve(ms: dict[str, float]) -> NDArray[np.float64]:
+    def solve(ms: Mapping[str, float]) -> NDArray[np.float64]:
         measured = np.array([ms[name] for name in names]) * clock
-        return system.solve((measured - calibration.offset) / calibration.scale)
+        return system.solve((measured - apart) / calibration.scale)
 
-    by_round: list[dict[str, float]] = [{} for _ in range(job.rounds)]
-    for kept in times.every:
-        if kept.visit.round < job.rounds:
-            by_round[kept.visit.round][kept.visit.network] = times.visit_ms(kept)
-    best, spread = solve(dict(times.ms)), np.array([solve(ms) for ms in by_round])
+    rng = np.random.default_rng(job.seed)
+    best, spread = solve(times.ms), np.array([solve(times.redrawn(rng)) for _ in range(RESAMPLED)])
     low, median, high = np.quantile(spread, (0.1, 0.5, 0.9), axis=0)
     mad = np.median(np.abs(spread - median), axis=0)
+    visits = (system.counts > 0).T @ np.array([len(times.kept[name]) for name in names])
     return {
-        row.key: RowTime(float(best[i]), float(median[i]), float(low[i]), float(high[i]), float(mad[i]), job.rounds)
+        row.key: RowTime(float(best[i]), float(median[i]), float(low[i]), float(high[i]), float(mad[i]), int(visits[i]))
         for i, row in enumerate(system.rows)
         if np.isnan(system.known[i])
     }

@@ -13,8 +13,9 @@ from search_spaces.space import Space
 
 __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan"]
 
-CALIBRATION = 16  # whole networks that are timed besides the probes
-CALIBRATION_STREAM, VALIDATION_STREAM = 1, 2  # so that equal seeds draw different networks for the two
+CALIBRATION = 24  # whole networks that are timed besides the probes
+CALIBRATION_STREAM, VALIDATION_STREAM, USE_STREAM = 1, 2, 3  # so that equal seeds draw different networks for each
+USED = 100  # networks of the space whose predictions say which rows matter
 DEAR = 2.5  # times the mean probe's MACs, above which no reference is if there is a cheaper one: a third of all visits are its
 PROBES_A_ROW = 3  # where only some rows are missing, each is timed in so many probes
 TRIES = 50  # draws for each network that is wanted, before a small space is said to have no more
@@ -28,6 +29,7 @@ class Plan:
     nets: tuple[Arch, ...]  # whole networks to calibrate on
     reference: Arch
     known: Mapping[str, RowTime]  # rows of an earlier measurement, by key
+    used: tuple[Arch, ...]  # networks such as the table will price, which are not timed
 
     @property
     def archs(self) -> tuple[Arch, ...]:
@@ -51,14 +53,14 @@ def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
 
 def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
     """All probes for a new table; for the rows that `table` lacks, a few probes each."""
-    nets = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
+    nets, used = draw(space, CALIBRATION, seed, CALIBRATION_STREAM), draw(space, USED, seed, USE_STREAM)
     if table is None:
         probes = space.probes()
-        return Plan(probes, nets, _reference(nets, probes), {})
+        return Plan(probes, nets, _reference(nets, probes), {}, used)
     chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in space.probes()]
     for row in table.unmeasured(space.rows):
         chosen |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
-    return Plan(tuple(chosen), nets, table.reference, table.content.rows)
+    return Plan(tuple(chosen), nets, table.reference, table.content.rows, used)
 
 
 def _reference(nets: Sequence[Arch], probes: Sequence[Arch]) -> Arch:

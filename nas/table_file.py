@@ -21,19 +21,19 @@ DIGITS = 6  # decimals in both files
 
 @dataclass(frozen=True)
 class RowTime:
-    """Milliseconds of a row: what predictions use, and its spread over the rounds, each solved alone."""
+    """Milliseconds of a row: what predictions use, and its spread when as many visits are drawn anew."""
 
     ms: float
     median: float
     p10: float
     p90: float
     mad: float  # median absolute deviation
-    n: int  # rounds
+    n: int  # visits of the networks that have it
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A prediction is `offset + scale * sum of rows`; the band is a share of it."""
+    """A prediction is `offset + scale * sum of rows + per_million * parameters / 10**6`; the band is a share of it."""
 
     offset: float = 0.0  # ms
     scale: float = 1.0
@@ -42,6 +42,7 @@ class Calibration:
     heldout_mape: float = 0.0  # over `nets` networks, each predicted without its own measurement
     heldout_within_5pct: float = 1.0
     nets: int = 0
+    per_million: float = 0.0  # ms
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Verdict:
     rounds_redone: int
     good: bool
     why: str
+    interval: float = (
+        0.0  # half the 95% interval of a network's time, as a share of it: what 90% of the networks are within
+    )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def time_sessions(
     protocol: Protocol = PROTOCOL,
     record: Callable[[Visit], None] = lambda visit: None,
     done: Sequence[Visit] = (),
+    deadline: float | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Visit]:
     """Open the networks and time them, with progress on stderr; see `nas.interleave.time_interleaved`.
 
@@ -67,6 +69,8 @@ def time_sessions(
         protocol=protocol,
         record=record,
         done=done,
+        deadline=deadline,
+        weights=weights,
     )
 
 
@@ -81,6 +85,8 @@ def time_opened(
     protocol: Protocol = PROTOCOL,
     record: Callable[[Visit], None] = lambda visit: None,
     done: Sequence[Visit] = (),
+    deadline: float | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Visit]:
     """Time what is open, by name, with progress on stderr; see `nas.interleave.time_interleaved`."""
     made = sum(visit.network != REFERENCE for visit in done)
@@ -100,6 +106,8 @@ def time_opened(
             protocol=protocol,
             record=note,
             done=done,
+            deadline=deadline,
+            weights=weights,
         )
 
 

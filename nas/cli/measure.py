@@ -17,7 +17,10 @@ def measure(
         str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")
     ] = "cpu-ort-fp32-b1-t1",
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the data the networks are for.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited at least.")] = 8,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="For all of it: fewer rounds, and the rest where it pays most.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; unless told, the one that --target looks in.")
     ] = None,
@@ -37,7 +40,10 @@ def measure(
     started = time.monotonic()
     wanted = Target.parse(target)
     networks = space_named(space, classes)
-    table = measure_table(networks, wanted, out or tables_dir(), rounds=rounds, seed=seed, resume=resume, fresh=fresh)
+    folder = out or tables_dir()
+    table = measure_table(
+        networks, wanted, folder, rounds=rounds, minutes=minutes, seed=seed, resume=resume, fresh=fresh
+    )
     found = {
         "table": f"{table.path}.json",
         "rows": len(table.rows),

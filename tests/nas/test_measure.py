@@ -57,12 +57,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
 def test_every_row_of_the_space_is_measured_with_its_spread(measured: LatencyTable) -> None:
     assert measured.rows.keys() == {row.key for row in tiny().rows}
     for row in measured.rows.values():
-        assert 0 <= row.p10 <= row.median <= row.p90 and row.mad >= 0 and row.n == 3
+        assert 0 <= row.p10 <= row.median <= row.p90 and row.mad >= 0 and row.n >= 3
     assert all(0 < measured.predict(arch).low <= measured.predict(arch).high < 50 for arch in tiny().probes())
     found = measured.content
     assert found.space == "tiny" and found.classes == (3,) and found.statistic in {"median", "p20", "p05"}
     assert 0 < found.reference_ms < 50 and found.calibration.nets >= 3
-    assert measured.verdict.keys() == {"noise_floor", "drift", "disturbed", "rounds_redone", "good", "why"}
+    assert measured.verdict.keys() == {"noise_floor", "drift", "disturbed", "rounds_redone", "good", "why", "interval"}
 
 
 def test_the_samples_stay_beside_the_table_as_evidence(measured: LatencyTable) -> None:
@@ -104,7 +104,7 @@ def test_a_measurement_afresh_replaces_the_table(measured: LatencyTable, tmp_pat
     for path in measured.path.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     again = measure_table(tiny(), TARGET, tmp_path, rounds=2, fresh=True)
-    assert again.rows.keys() == measured.rows.keys() and {row.n for row in again.rows.values()} == {2}
+    assert again.rows.keys() == measured.rows.keys() and again.rows != measured.rows
     assert next(line for line in lines(again.path) if "header" in line)["header"]["rounds"] == 2
 
 

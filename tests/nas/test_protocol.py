@@ -150,7 +150,7 @@ def test_a_visit_lasts_about_as_long_as_the_protocol_says() -> None:
     networks = {"tiny": Fake(machine, 0.01), "middle": Fake(machine, 0.5), "huge": Fake(machine, 40.0)}
     visits = time_interleaved(networks, Fake(machine, 0.5), rounds=2, seed=0, protocol=HURRIED)
     runs = {visit.network: len(visit.runs) for visit in visits}
-    assert (runs["tiny"], runs["middle"], runs["huge"]) == (60, 10, 5)
+    assert (runs["tiny"], runs["middle"], runs["huge"]) == (60, 10, 2)
 
 
 def test_disturbed_networks_get_more_rounds_but_not_without_end() -> None:
@@ -161,7 +161,7 @@ def test_disturbed_networks_get_more_rounds_but_not_without_end() -> None:
     hopeless = time_interleaved(
         fleet(machine), Fake(machine, 0.5), rounds=4, seed=0, protocol=HURRIED, floor=0.25
     )  # the reference never comes near what it took on another day
-    assert max(visit.round for visit in hopeless) == 7
+    assert max(visit.round for visit in hopeless) == 11
     times = settle(hopeless, 4, HURRIED, floor=0.25)
     assert len(times.poor) == 12 and times.disturbed == 1.0 and len(times.ms) == 12
 
@@ -217,3 +217,39 @@ def test_timing_is_undisturbed_by_collection_and_stays_on_its_cores_and_puts_bot
         assert cores is None or len(os.sched_getaffinity(0)) == 1
         raise KeyboardInterrupt
     assert gc.isenabled() and (cores is None or os.sched_getaffinity(0) == cores)
+
+
+def test_visits_go_where_the_interval_is_wide_and_the_weight_is_large() -> None:
+    machine = Machine(lambda t, s: 1.0, noise=0.0)
+
+    class Restless(Fake):
+        def time(self, repeats: int) -> list[float]:
+            level = 1 + abs(self.machine.rng.normal(0, 0.08))  # of the whole visit
+            return [level * run for run in super().time(repeats)]
+
+    def visits(weights: dict[str, float] | None) -> Counter[str]:
+        networks = {"calm": Fake(machine, 1.0), "restless": Restless(machine, 1.0), "idle": Restless(machine, 1.0)}
+        made = time_interleaved(networks, Fake(machine, 0.5), rounds=8, seed=0, protocol=HURRIED, weights=weights)
+        return Counter(visit.network for visit in made)
+
+    alike = visits(None)
+    assert alike["calm"] == 8 < alike["restless"] <= 24 and alike["idle"] > 8
+    weighed = visits({"calm": 1.0, "restless": 1.0, "idle": 0.001})
+    assert weighed["calm"] == weighed["idle"] == 8 < weighed["restless"]
+
+
+def test_when_time_is_short_all_get_the_least_rounds_and_no_more_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(lambda t, s: 1.0)
+    monkeypatch.setattr("nas.interleave.time.monotonic", lambda: machine.now / 1000)
+
+    def last_round(seconds: float) -> int:
+        deadline = machine.now / 1000 + seconds
+        made = time_interleaved(
+            fleet(machine), Fake(machine, 0.5), rounds=30, seed=0, protocol=HURRIED, deadline=deadline
+        )
+        return max(visit.round for visit in made)
+
+    assert last_round(0.0) == 1
+    machine.now = started = 0.0
+    assert 2 < last_round(2.0) < 29
+    assert (machine.now - started) / 1000 < 2.2
