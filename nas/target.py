@@ -83,8 +83,8 @@ class Target:
 
     @property
     def thresholds(self) -> bool:
-        """Whether networks with thresholds can be timed on it: they take images one by one, and have shapes that depend on them."""
-        return self.batch == 1 and RUNTIMES[self.runtime].thresholds
+        """Whether networks with thresholds can be timed on it."""
+        return self._against_thresholds() is None
 
     def check_runs(self, arch: "Arch") -> None:
         """Refuse a network with thresholds where the target cannot run it.
@@ -92,13 +92,19 @@ class Target:
         Raises:
             InputError: it cannot.
         """
-        if self.thresholds or arch == arch.keeping(adaptive=False):
-            return
-        if RUNTIMES[self.runtime].thresholds:
-            why = "takes images one by one; time it on a target of batch 1"
-        else:
-            why = f"has shapes that depend on the image, which {self.runtime} does not take; time it on another runtime"
-        raise InputError(f"network {arch.id} has thresholds, so that it {why}")
+        against = self._against_thresholds()
+        if against is not None and arch != arch.keeping(adaptive=False):
+            raise InputError(f"network {arch.id} has thresholds and {against}")
+
+    def _against_thresholds(self) -> str | None:
+        """Why the target cannot time a network with thresholds, and which can."""
+        if not RUNTIMES[self.runtime].thresholds:
+            return f"shapes that depend on the image, which {self.runtime} does not take; time it on another runtime"
+        if self.batch > 1:
+            return "takes images one by one; time it on a target of batch 1"
+        if self.dtype == "bf16":
+            return "would keep other numbers of patches in bf16, which rounds their scores; time it on a target of fp32"
+        return None
 
 
 def _forms() -> set[str]:

@@ -82,6 +82,8 @@ def test_networks_with_thresholds_run_one_by_one_in_eager_torch() -> None:
     assert session.run(arch.example(3).numpy()).shape == (3, arch.classes)
     with pytest.raises(InputError, match="takes images one by one"):
         RUNTIMES["eager"].from_arch(arch, Target.parse("cpu-eager-fp32-b2-t1"))
+    with pytest.raises(InputError, match="time it on a target of fp32"):
+        RUNTIMES["eager"].from_arch(arch, Target.parse("cpu-eager-bf16-b1-t1"))
     with pytest.raises(InputError, match="compiled does not take"):
         RUNTIMES["compiled"].from_arch(arch, Target.parse("cpu-compiled-fp32-b1-t1"))
 
