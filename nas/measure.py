@@ -16,7 +16,7 @@ from nas.correction import Times, settle
 from nas.cost import params
 from nas.effort import leverage
 from nas.latency import LatencyTable
-from nas.plan import Plan, make_plan
+from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
 from nas.samples import Samples, finish_section
 from nas.solve import RowSystem
@@ -105,11 +105,12 @@ def measure_table(
         raise InputError(f"rounds must be at least 1, got {rounds}")
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
-    if table is not None and not table.unmeasured(space.rows):
+    if table is not None and not table.unmeasured(rows_to_time(space, target.thresholds)):
         say(f"{stem.name} has every row of {space.name} already")
         finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
         return table
-    job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol, deadline)
+    plan = make_plan(space, table, seed, target.thresholds)
+    job = Job(space, target, plan, rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         _run(job, stem, table, samples)
     measured = LatencyTable.load(stem)

@@ -17,6 +17,7 @@ from nas.cli.quickstart import quickstart
 from nas.cli.report import report
 from nas.cli.retrain import retrain
 from nas.cli.search import search
+from nas.cli.targets import targets
 from nas.cli.train import train
 from nas.cli.validate import validate
 from nas.errors import BudgetError
@@ -33,7 +34,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quickstart, measure, validate, describe, profile, train, search, retrain, evaluate, export, report):
+for command in (
+    quickstart,
+    measure,
+    validate,
+    describe,
+    profile,
+    train,
+    search,
+    retrain,
+    evaluate,
+    export,
+    report,
+    targets,
+):
     app.command()(command)
 
 

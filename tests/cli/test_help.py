@@ -22,6 +22,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "report",
+    "targets",
 ]
 HEAVY = ("torch", "pandas", "optuna", "onnx", "onnxruntime", "timm", "ray", "scipy", "sklearn", "plotly", "accelerate")
 
