@@ -53,7 +53,8 @@ class GraphSession(Session):
 
     def _started(self) -> Forward:
         buffer = super()._placed(self._images)
-        side = torch.cuda.Stream()
+        cuda: Any = torch.cuda  # whose streams have no annotations
+        side = cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM):
@@ -73,4 +74,5 @@ class GraphSession(Session):
     def _placed(self, images: NDArray[np.float32]) -> Tensor:
         """The images where the graph reads them."""
         assert self._buffer is not None
-        return self._buffer.copy_(super()._placed(images))
+        placed: Tensor = self._buffer.copy_(super()._placed(images))
+        return placed
