@@ -220,13 +220,8 @@ class LatencyTable:
         """Sum of a block's rows, or those of them that are missing; remembered."""
         if (spec, state) not in self._blocks:
             rows = spec.rows(state)
-            self._blocks[spec, state] = self.unpriced(rows) or self._sized(spec, state, sum(map(self._row_ms, rows)))
+            self._blocks[spec, state] = self.unpriced(rows) or sum(self._row_ms(row) for row in rows)
         return self._blocks[spec, state]
-
-    def _sized(self, spec: BlockSpec, state: State, ms: float) -> float:
-        """With the time for the block's parameters, which is in no row."""
-        calibration = self.content.calibration
-        return ms + calibration.per_million / calibration.scale * spec.params(state) / 1e6
 
     def _row_ms(self, row: Row) -> float:
         """Uncalibrated milliseconds of a row that has a price."""

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nas.calibration import calibrate
 from nas.correction import Times, settle
-from nas.cost import params
 from nas.effort import leverage
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan, rows_to_time
@@ -190,10 +189,11 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
     if old is None:
         ms = np.array([times.ms[arch.id] for arch in plan.archs])
         nets = np.array([plan.archs.index(arch) for arch in plan.nets])
-        sizes = np.array([params(arch) / 1e6 for arch in plan.nets])
-        calibration, uncalibrated = calibrate(system, ms, nets, sizes), Calibration()
+        calibration = calibrate(system, ms, nets)
+        uncalibrated = replace(calibration, offset=0.0, scale=1.0)
     else:
-        calibration = uncalibrated = old.calibration
+        calibration = old.calibration
+        uncalibrated = replace(calibration, kind="", factor=1.0)  # what is added fits predictions as they are
     about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
     about["verdict"] = asdict(verdict)
     return Content(
@@ -215,12 +215,12 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
 def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
     """The rows that were unknown, with their spread over visits drawn anew, as many as there are."""
     names = [arch.id for arch in job.plan.archs]
-    sizes = np.array([params(arch) / 1e6 for arch in job.plan.archs])
-    apart = calibration.offset + calibration.per_million * sizes  # of the rows
+    factors = np.array([calibration.factor if row.op == calibration.kind else 1.0 for row in system.rows])
 
     def solve(ms: Mapping[str, float]) -> NDArray[np.float64]:
         measured = np.array([ms[name] for name in names]) * clock
-        return system.solve((measured - apart) / calibration.scale)
+        found: NDArray[np.float64] = factors * system.solve((measured - calibration.offset) / calibration.scale)
+        return found
 
     rng = np.random.default_rng(job.seed)
     best, spread = solve(times.ms), np.array([solve(times.redrawn(rng)) for _ in range(RESAMPLED)])

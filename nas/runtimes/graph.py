@@ -1,6 +1,7 @@
 """torch without a compiler, captured once as a CUDA graph and replayed: no operator waits for the CPU to launch it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class GraphSession(Session):
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):
-            logits = self._network(buffer)
+            logits: Tensor = self._network(buffer)
 
         def replay(images: Tensor) -> Tensor:
             graph.replay()
