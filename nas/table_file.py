@@ -185,7 +185,8 @@ def _content(path: Path, value: dict[str, Any], rows: dict[str, RowTime]) -> Con
     try:
         given |= {"calibration": Calibration(**value["calibration"]), "verdict": Verdict(**value["verdict"])}
         given |= {name: tuple(value[name]) for name in ("classes", "measurements")}
-        figures = [value["reference_ms"], *value["calibration"].values()]
+        given_figures = [figure for name, figure in value["calibration"].items() if name != "kind"]
+        figures = [value["reference_ms"], *given_figures]
         sound = value["reference_ms"] > 0 and all(math.isfinite(figure) for figure in figures)
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path} has other fields than this version reads ({error}); measure again") from error
