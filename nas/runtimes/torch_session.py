@@ -86,6 +86,7 @@ def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
     return chain(network.named_parameters(), network.named_buffers())
 
 
+@torch.inference_mode(False)  # compiled code is for ordinary tensors, which it tells from those of inference mode
 def _fill(network: Network, path: Path) -> None:
     """Put the tensors of a file into the network, each in fresh memory of its device; the network's are the same objects as before."""
     held = load_file(path)

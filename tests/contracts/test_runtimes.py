@@ -23,7 +23,7 @@ from search_spaces.errors import InputError
 ARCH = Arch(16, 3, (Stem(8), MB4D(ratio=1), MB3D(heads=2, key_dim=4, value_dim=8, ratio=1), Head(3)))
 BATCH = 4
 SLOW = {("compiled", "cpu")}  # ten seconds and more of C++
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the largest logit; others, as int8, may miss it by more
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the largest logit
 Images = NDArray[np.float32]
 
 
@@ -52,12 +52,14 @@ def session(target: Target) -> Session:
 @pytest.fixture(scope="module")
 def images() -> Images:
     """Two batches, the last of which is not full, of images that can be told apart."""
-    contrasts = np.linspace(0.1, 1, 2 * BATCH - 1, dtype=np.float32)
+    contrasts = np.linspace(0.1, 3, 2 * BATCH - 1, dtype=np.float32)
     return ARCH.example(2 * BATCH - 1, seed=1).numpy() * contrasts[:, None, None, None]
 
 
 def near(found: Images, wanted: Images, target: Target) -> bool:
-    tolerance = TOLERANCE.get(target.dtype, 0.1) * max(1.0, float(np.abs(wanted).max()))
+    if target.dtype == "int8":  # its ranges are those of images of one contrast, and what is beyond is cut off
+        return found.shape == wanted.shape and float(np.corrcoef(found.ravel(), wanted.ravel())[0, 1]) > 0.95
+    tolerance = TOLERANCE[target.dtype] * max(1.0, float(np.abs(wanted).max()))
     return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= tolerance
 
 
