@@ -4,7 +4,8 @@
 
 Tables hold a made-up time for every row of the space, as only speed and equality are asked here. One core. `rate` is codes per
 second of `predict_many`, median over the repeats; `loop_rate` that of `predict(space.decode(code))`, in between; `prepare_s` what
-the first call takes besides. `growth_mb` is how much the process's peak memory grew while codes were drawn and priced chunk by chunk.
+the first call takes besides. `growth_mb` is how much the process's peak memory grew while codes were drawn and priced chunk by chunk
+(Linux; from what it had, not from an earlier peak).
 """
 
 import argparse
@@ -71,6 +72,7 @@ def growth(name: str, count: int) -> dict[str, Any]:
             yield codes_of(space, CHUNK, seed)
 
     cheapest = min(float(ms.min()) for ms in table.predict_chunks([codes_of(space, CHUNK, 0)], space))
+    Path("/proc/self/clear_refs").write_text("5")  # forgets earlier peaks, which would hide what is asked
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     cheapest = min(cheapest, *(float(ms.min()) for ms in table.predict_chunks(chunks(), space)))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

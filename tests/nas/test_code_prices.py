@@ -25,13 +25,26 @@ def table_of(space: Space, lost: str | None = None) -> LatencyTable:
     return LatencyTable(replace(made, calibration=CALIBRATION), Path("table"))
 
 
+def between_kept(space: Space) -> LatencyTable:
+    """A table whose rows behind pruning locations lack, of every three or more numbers of tokens, one in the middle."""
+    counts: dict[tuple[str, tuple[tuple[str, int], ...]], list[int]] = {}
+    for row in sorted(space.rows):
+        if ("kept", 1) in row.dims:
+            counts.setdefault((row.op, row.dims), []).append(row.positions)
+    lost = {row.key for row in space.rows if row.positions in counts.get((row.op, row.dims), [])[1:-1]}
+    whole = table_of(space)
+    left = {key: time for key, time in whole.rows.items() if key not in lost}
+    assert lost and len(left) == len(whole.rows) - len(lost)
+    return LatencyTable(replace(whole.content, rows=left), whole.path)
+
+
 def codes_of(space: Space, count: int, seed: int = 0) -> np.ndarray:
     """Any codes in range, few of them canonical."""
     limits = [len(choice.values) for choice in space.choices]
     return np.random.default_rng(seed).integers(0, limits, (count, len(limits)))
 
 
-@pytest.fixture(params=SPACES)
+@pytest.fixture(params=SPACES, scope="module")  # its terms may take seconds to work out
 def space(request: pytest.FixtureRequest) -> Space:
     return SPACES[request.param]()
 
@@ -50,6 +63,14 @@ def test_terms_are_the_rows_of_every_code(space: Space) -> None:
     assert space.terms is not None
     for code in codes_of(space, 50, seed=1):
         assert sorted(rows_of(space.terms, code)) == sorted(space.decode(code).rows)
+
+
+def test_numbers_of_kept_patches_that_were_not_measured_are_priced_as_predict_does() -> None:
+    space = SPACES["vit_digits"]()
+    table, codes = between_kept(space), codes_of(space, 300, seed=2)
+    archs = [space.decode(code) for code in codes]
+    assert any(table.unmeasured(arch.rows) for arch in archs)
+    assert table.predict_many(codes, space) == pytest.approx([table.predict(arch).ms for arch in archs], rel=1e-9)
 
 
 def test_it_makes_no_difference_in_how_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +105,9 @@ def test_codes_that_are_none_are_refused() -> None:
     codes[3, 2] = 99
     with pytest.raises(InputError, match=r"code position 2 .* holds 99"):
         table.predict_many(codes, space)
+    codes[3, 2] = -1
+    with pytest.raises(InputError, match=r"code position 2 .* holds -1"):
+        table.predict_many(codes.astype(np.int8), space)
     with pytest.raises(InputError, match="whole numbers of shape"):
         table.predict_many(codes[:, 1:], space)
     with pytest.raises(InputError, match="got float64"):
