@@ -20,7 +20,7 @@ from nas.plan import Plan, make_plan
 from nas.progress import say
 from nas.samples import Samples, finish_section
 from nas.solve import RowSystem
-from nas.table_file import Calibration, Content, RowTime, Verdict, write
+from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, write
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import ROUNDS, time_sessions
 from nas.visits import PROTOCOL, Protocol
@@ -151,7 +151,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         weights=weights,
     )
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
-    write(stem, _content(job, times, table, {"at": round(started), "seconds": round(time.time() - started, 1)}))
+    write(stem, _content(job, times, table, round(started), round(time.time() - started, 1)))
     samples.finish()
 
 
@@ -180,7 +180,7 @@ def _verdict(job: Job, times: Times) -> Verdict:
     return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
 
 
-def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str, Any]) -> Content:
+def _content(job: Job, times: Times, table: LatencyTable | None, at: int, seconds: float) -> Content:
     """The new table, or `table` with the rows that it lacked, at its clock and with its calibration."""
     old = None if table is None else table.content
     plan, verdict = job.plan, _verdict(job, times)
@@ -193,11 +193,11 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
         calibration, uncalibrated = calibrate(system, ms, nets, sizes), Calibration()
     else:
         calibration = uncalibrated = old.calibration
-    about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
-    about["verdict"] = asdict(verdict)
+    classes = job.space.classes
+    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
     return Content(
         space=job.space.name,
-        classes=(*(c for c in (old.classes if old else ()) if c != job.space.classes), job.space.classes),
+        classes=(*(c for c in (old.classes if old else ()) if c != classes), classes),
         target=job.target.name,
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),
