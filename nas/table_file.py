@@ -37,6 +37,7 @@ __all__ = [
 
 SCHEMA = 2  # 1 had no checksum of the JSON file
 DIGITS = 6  # decimals in both files
+LONGEST_KEY = 120  # characters
 KEY = re.compile(r"[a-z]\w*(\.\w+)*@\d{1,9}\[([a-z]\w*=\d{1,9}(,[a-z]\w*=\d{1,9})*)?\]", re.ASCII)  # see `Row.key`
 
 
@@ -207,7 +208,7 @@ def _row(where: str, cells: list[str]) -> tuple[str, RowTime]:
     if len(cells) != len(COLUMNS):
         raise InputError(f"{where} has {len(cells)} of {len(COLUMNS)} columns: it was cut short or edited; {MEND}")
     key = cells[0]
-    if not KEY.fullmatch(key):
+    if not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
         raise InputError(f"{where} holds {short(key)}, which is the key of no row; {MEND}")
     values: dict[str, float] = {}
     for name, cell in zip(COLUMNS[1:], cells[1:], strict=True):
@@ -251,10 +252,10 @@ def _about(path: Path) -> tuple[Content, int]:
     if not isinstance(value, dict) or value.get("kind") != "latency-table" or type(value.get("schema")) is not int:
         raise InputError(f"{path} does not describe a latency table; give the .csv or .json that `nas measure` wrote")
     if value["schema"] > SCHEMA:
-        raise InputError(f"{path} has schema {value['schema']}, newer than {SCHEMA}; upgrade, or measure again")
+        raise InputError(f"{path} has schema {short(value['schema'])}, newer than {SCHEMA}; upgrade, or measure again")
     if value["schema"] < SCHEMA:
         mend = "measure again with `nas measure --fresh`"
-        raise InputError(f"{path} has schema {value['schema']}, of which no checksum covers the figures; {mend}")
+        raise InputError(f"{path} has schema {short(value['schema'])}, of which no checksum covers the figures; {mend}")
     facts = {name: item for name, item in value.items() if name not in ("schema", "kind", "checksum")}
     try:
         count: int = typed(int, facts.get("rows"), "rows")

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from reprlib import repr as short
+from reprlib import repr as short  # what a file holds, in a message: one line, and not endless
 from typing import Any, get_args, get_origin, get_type_hints
 
 from search_spaces.errors import InputError
