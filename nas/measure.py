@@ -19,8 +19,9 @@ from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan
 from nas.progress import say
 from nas.samples import Samples, finish_section
+from nas.scratch import scratch_dir
 from nas.solve import RowSystem
-from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, write
+from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import ROUNDS, time_sessions
 from nas.visits import PROTOCOL, Protocol
@@ -103,14 +104,17 @@ def measure_table(
     target.check_here()
     if rounds < 1:
         raise InputError(f"rounds must be at least 1, got {rounds}")
+    scratch_dir()  # removes what killed processes left, even if nothing is measured now
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
     if table is not None and not table.unmeasured(space.rows):
         say(f"{stem.name} has every row of {space.name} already")
-        finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
+        about = {"space": space.name, "classes": space.classes, "target": target.name}
+        finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
     job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
+        sweep(stem)
         _run(job, stem, table, samples)
     measured = LatencyTable.load(stem)
     if not measured.content.verdict.good:

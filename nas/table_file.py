@@ -13,11 +13,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from nas.correction import STATISTICS
-from nas.files import atomic_write, read_json
+from nas.files import TEMPORARY, atomic_write, read_json
 from nas.target import Target
 from nas.typed_json import short, typed
 from search_spaces.errors import InputError
@@ -31,7 +32,9 @@ __all__ = [
     "Verdict",
     "checksum",
     "read",
+    "rewrite",
     "stem_of",
+    "sweep",
     "write",
 ]
 
@@ -142,7 +145,13 @@ COLUMNS = ("key", *(field.name for field in fields(RowTime)))
 
 
 def stem_of(path: Path) -> Path:
-    """The two files' common path, from either file's or from itself."""
+    """The two files' common path, from either file's or from itself.
+
+    Raises:
+        InputError: the path names no file.
+    """
+    if not path.name:
+        raise InputError(f"{str(path)!r} is no table; give the .csv or .json that `nas measure` wrote")
     return path.with_suffix("") if path.suffix in (".csv", ".json") else path
 
 
@@ -202,6 +211,19 @@ def write(stem: Path, content: Content) -> None:
     atomic_write(_next(to_csv), rows)
     atomic_write(to_json, text)  # from here on the new table is the one that is read, were it only from `_next`
     _next(to_csv).replace(to_csv)
+
+
+def sweep(stem: Path) -> None:
+    """Remove what killed processes left that were writing these files; no other may be at it."""
+    for name in (f"{stem.name}-", f"{stem.name}.csv-"):
+        for left in stem.parent.glob(f"{TEMPORARY}{escape(name)}*"):
+            left.unlink(missing_ok=True)
+
+
+def rewrite(stem: Path) -> None:
+    """Write a table as it is, once more: a kill may have left its rows in `_next`; no other process may be at it."""
+    sweep(stem)
+    write(stem, read(stem))
 
 
 def _row(where: str, cells: list[str]) -> tuple[str, RowTime]:
@@ -287,7 +309,7 @@ def read(path: Path) -> Content:
         InputError: a file is missing, damaged, of another schema, or they do not belong together.
     """
     table, about = _files(stem_of(path))
-    whole = "a latency table is a .csv and a .json that `nas measure` wrote"
+    whole = "a table is a .csv and a .json that `nas measure` wrote; `nas tables` lists those there are"
     if not about.exists():
         raise InputError(f"{about} does not exist; {whole}")
     facts, count = _about(about)

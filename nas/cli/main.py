@@ -17,6 +17,7 @@ from nas.cli.quickstart import quickstart
 from nas.cli.report import report
 from nas.cli.retrain import retrain
 from nas.cli.search import search
+from nas.cli.tables import tables
 from nas.cli.train import train
 from nas.cli.validate import validate
 from nas.errors import BudgetError
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for command in (quickstart, measure, validate, describe, profile, train, search, retrain, evaluate, export, report):
     app.command()(command)
+app.command()(tables)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -214,7 +214,7 @@ def test_files_that_cannot_be_read_are_named(stem: Path) -> None:
 
 
 def test_a_table_that_is_not_there_or_half_there_is_refused(stem: Path, tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "nothing")
+    assert "does not exist" in refusal(tmp_path / "nothing") and "'.' is no table" in refusal(Path())
     csv, about = Path(f"{stem}.csv"), Path(f"{stem}.json")
     csv.rename(tmp_path / "aside")
     assert f"{csv} does not exist" in refusal(stem)
