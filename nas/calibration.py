@@ -87,7 +87,7 @@ def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp]) -> Calibrat
     return Calibration(
         offset=fitted.offset,
         scale=fitted.scale,
-        low=float(min(over.mean() - half, 1.0)),
+        low=float(np.clip(over.mean() - half, 0.0, 1.0)),
         high=float(max(over.mean() + half, 1.0)),
         heldout_mape=float(np.abs(error).mean()),
         heldout_within_5pct=float((np.abs(error) <= 0.05).mean()),

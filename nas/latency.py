@@ -64,10 +64,13 @@ class LatencyTable:
         """The table in `<path>.csv` and `<path>.json`; either file's path will do. Any machine's table loads.
 
         Raises:
-            InputError: a file is missing, damaged or of a newer schema, or this version does not know the target.
+            InputError: a file is missing, damaged or of another schema, or this version does not know the target.
         """
         table = LatencyTable(read(Path(path)), stem_of(Path(path)))
-        Target.parse(table.content.target)
+        try:
+            _ = table.reference
+        except InputError as error:
+            raise InputError(f"{table.path.name} has a reference that is {error}; measure again") from error
         return table
 
     @property

@@ -18,8 +18,9 @@ from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
 from nas.samples import Samples, finish_section
+from nas.scratch import scratch_dir
 from nas.solve import RowSystem
-from nas.table_file import Calibration, Content, RowTime, Verdict, write
+from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import ROUNDS, time_sessions
 from nas.visits import PROTOCOL, Protocol
@@ -102,15 +103,18 @@ def measure_table(
     target.check_here()
     if rounds < 1:
         raise InputError(f"rounds must be at least 1, got {rounds}")
+    scratch_dir()  # removes what killed processes left, even if nothing is measured now
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
     if table is not None and not table.unmeasured(rows_to_time(space, target.thresholds)):
         say(f"{stem.name} has every row of {space.name} already")
-        finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
+        about = {"space": space.name, "classes": space.classes, "target": target.name}
+        finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
     plan = make_plan(space, table, seed, target.thresholds)
     job = Job(space, target, plan, rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
+        sweep(stem)
         _run(job, stem, table, samples)
     measured = LatencyTable.load(stem)
     if not measured.content.verdict.good:
@@ -151,7 +155,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         weights=weights,
     )
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
-    write(stem, _content(job, times, table, {"at": round(started), "seconds": round(time.time() - started, 1)}))
+    write(stem, _content(job, times, table, round(started), round(time.time() - started, 1)))
     samples.finish()
 
 
@@ -180,7 +184,7 @@ def _verdict(job: Job, times: Times) -> Verdict:
     return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
 
 
-def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str, Any]) -> Content:
+def _content(job: Job, times: Times, table: LatencyTable | None, at: int, seconds: float) -> Content:
     """The new table, or `table` with the rows that it lacked, at its clock and with its calibration."""
     old = None if table is None else table.content
     plan, verdict = job.plan, _verdict(job, times)
@@ -194,11 +198,11 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
     else:
         calibration = old.calibration
         uncalibrated = replace(calibration, kind="", factor=1.0)  # what is added fits predictions as they are
-    about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
-    about["verdict"] = asdict(verdict)
+    classes = job.space.classes
+    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
     return Content(
         space=job.space.name,
-        classes=(*(c for c in (old.classes if old else ()) if c != job.space.classes), job.space.classes),
+        classes=(*(c for c in (old.classes if old else ()) if c != classes), classes),
         target=job.target.name,
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nas.runtimes.batches import check_input, in_batches
 from nas.runtimes.quantise import calibration_images, quantise
 from nas.runtimes.random_networks import fixed_images, random_network
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -152,7 +153,7 @@ class Session:
         name = name or (str(model) if isinstance(model, Path) else "the network")
         self.target, self.name = target, name
         self._live: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-ort-")  # removed with the session
+        self._folder = tempfile.TemporaryDirectory(prefix="ort-", dir=scratch_dir())  # removed with the session
         self._graph = Path(self._folder.name) / "optimised.onnx"
         if prepared:
             assert isinstance(model, Path)
