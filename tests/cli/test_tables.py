@@ -24,7 +24,7 @@ from tests.nas.test_latency import VERDICT, content
 TARGET = Target.parse("cpu-ort-fp32-b1-t1")
 FIELDS = {"name", "space", "target", "machine", "here", "age_days", "rows", "nets", "heldout_mape"}
 FIELDS |= {"verdict", "fault", "path"}
-(NAME,) = (path.stem for path in SHIPPED.glob("*.json"))
+(NAME,) = (path.stem for path in SHIPPED.glob("hybrid_digits--cpu-ort-*.json"))
 
 
 @pytest.fixture(autouse=True)
