@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,16 @@ def check_reads_onnx(target: Target) -> None:
     """Refuse a target that the exported file cannot be checked and timed on.
 
     Raises:
-        InputError: its runtime reads other files.
+        InputError: its runtime reads other files, or its numbers are others than the file's.
     """
     if SUFFIX not in RUNTIMES[target.runtime].files:
         able = " or ".join(name for name, runtime in RUNTIMES.items() if SUFFIX in runtime.files)
         raise InputError(
             f"exported ONNX files are timed by targets of {able}, not of {target.runtime}; pass --target cpu-ort-fp32-b1-t1"
         )
+    if target.dtype == "int8":
+        able = replace(target, dtype="fp32").name
+        raise InputError(f"exported ONNX files compute in float, and {target.name} times int8; pass --target {able}")
 
 
 @torch.no_grad()

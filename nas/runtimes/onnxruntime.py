@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.runtimes.batches import check_input, in_batches
-from nas.runtimes.quantise import calibration_images, quantise
+from nas.runtimes.quantise import calibration_images, check_quantised, quantise
 from nas.runtimes.random_networks import fixed_images, random_network
 from nas.scratch import scratch_dir
 from nas.target import Target
@@ -32,6 +32,7 @@ __all__ = [
     "lacks",
     "prepare",
     "random_graph",
+    "read_file",
 ]
 
 OPSET = 18
@@ -110,15 +111,18 @@ def from_file(path: Path, target: Target) -> "Session":
     """A session of an ONNX file.
 
     Raises:
-        InputError: the file is missing, not a network that ONNX Runtime loads, or has another batch size.
+        InputError: the file is missing, not a network that ONNX Runtime loads, or has another batch size; or it computes in
+            float, and the target in int8.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    return Session(path, target)
+    session = Session(path, target)
+    check_quantised(read_file(path), str(path), target)
+    return session
 
 
-def batch_of(path: Path) -> int:
-    """The batch size that an ONNX file takes; 1 where it takes any.
+def read_file(path: Path) -> Any:
+    """The ONNX model in a file, without weights that lie beside it.
 
     Raises:
         InputError: the file is missing or not ONNX.
@@ -129,9 +133,18 @@ def batch_of(path: Path) -> int:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
     try:
-        inputs = onnx.load(path, load_external_data=False).graph.input
+        return onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise InputError(f"{path} is not an ONNX file ({error}); export it again") from error
+
+
+def batch_of(path: Path) -> int:
+    """The batch size that an ONNX file takes; 1 where it takes any.
+
+    Raises:
+        InputError: the file is missing or not ONNX.
+    """
+    inputs = read_file(path).graph.input
     sizes = [given.type.tensor_type.shape.dim[0].dim_value for given in inputs if given.type.tensor_type.shape.dim]
     return max(1, *sizes) if sizes else 1
 

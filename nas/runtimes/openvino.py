@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.runtimes.batches import check_input, in_batches
-from nas.runtimes.onnxruntime import random_graph
+from nas.runtimes.onnxruntime import random_graph, read_file
+from nas.runtimes.quantise import check_quantised
 from nas.runtimes.random_networks import fixed_images
 from nas.target import Target
 from search_spaces.arch import Arch
@@ -59,10 +60,10 @@ def from_file(path: Path, target: Target) -> "Session":
     """A session of an ONNX file, which is run as it is: one for an int8 target is quantised already.
 
     Raises:
-        InputError: the file is missing, not a network that OpenVINO loads, or has another batch size.
+        InputError: the file is missing, not a network that OpenVINO loads, or has another batch size; or it computes in
+            float, and the target in int8.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path")
+    check_quantised(read_file(path), str(path), target)  # what is not ONNX, OpenVINO would try as other formats, aloud
     return Session(_compile(path, target, str(path)), target, str(path))
 
 
@@ -78,13 +79,14 @@ def _compile(model: Path | bytes, target: Target, name: str) -> bytes:
     try:
         graph = core.read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
     except RuntimeError as error:
-        raise InputError(f"OpenVINO cannot load {name} ({_first_line(error)}); export it again") from error
+        raise InputError(f"OpenVINO cannot load {name} ({_reason(error)}); export it again") from error
     inputs = [(given.any_name, [_side(side) for side in given.partial_shape]) for given in graph.inputs]
-    graph.reshape(list(check_input(name, inputs, target)))
+    shape = check_input(name, inputs, target)
     try:
+        graph.reshape(list(shape))
         compiled = core.compile_model(graph, "CPU", _settings(target))
     except RuntimeError as error:
-        raise InputError(f"OpenVINO cannot compile {name} ({_first_line(error)}); choose another target") from error
+        raise InputError(f"OpenVINO cannot compile {name} ({_reason(error)}); choose another target") from error
     written: bytes = compiled.export_model()
     return written.getvalue() if isinstance(written, io.BytesIO) else bytes(written)
 
@@ -93,8 +95,9 @@ def _side(side: Any) -> int | str:
     return int(side.get_length()) if side.is_static else "?"
 
 
-def _first_line(error: RuntimeError) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+def _reason(error: RuntimeError) -> str:
+    """The last line of a message: those before it tell places in OpenVINO's source."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"])[-1]
 
 
 def _settings(target: Target) -> dict[str, Any]:

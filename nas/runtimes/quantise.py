@@ -5,13 +5,19 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["calibration_images", "quantise"]
+from nas.scratch import scratch_dir
+from nas.target import Target
+from search_spaces.errors import InputError
+
+__all__ = ["calibration_images", "check_quantised", "quantise"]
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # what has weights; softmax, norms and GELU stay in float, as is usual
+FLOAT_RESULTS = ("Gemm", "MatMul")  # to round these saves nothing, as float follows; a convolution in int8 gives int8
 BATCHES = 4  # of random images that tell the ranges where nobody gives any
 
 
@@ -30,30 +36,74 @@ def quantise(graph: bytes, images: Iterable[NDArray[np.float32]]) -> bytes:
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+    model = _simplified(graph)
+    given = model.graph.input[0].name
+
     class Batches(CalibrationDataReader):  # type: ignore[misc]  # the package has no annotations
         def __init__(self) -> None:
             self.left = iter(images)
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             batch = next(self.left, None)
-            return None if batch is None else {"images": batch}
+            return None if batch is None else {given: batch}
 
-    with tempfile.TemporaryDirectory(prefix="nas-quantise-") as folder, _silence():
-        source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(graph)
+    with tempfile.TemporaryDirectory(prefix="quantise-", dir=scratch_dir()) as folder, _silence():
+        out = Path(folder) / "int8.onnx"
         quantize_static(
-            source,
+            model,
             out,
             Batches(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(WEIGHTED),
+            nodes_to_exclude=_products_of_activations(model),
             per_channel=True,
             reduce_range=not _has_vnni(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"OpTypesToExcludeOutputQuantization": list(FLOAT_RESULTS)},
         )
         return out.read_bytes()
+
+
+def check_quantised(model: Any, name: str, target: Target) -> None:
+    """Refuse an ONNX model in float on a target of int8, which would run it as it is.
+
+    Raises:
+        InputError: the target's numbers are int8, and the model's are not.
+    """
+    if target.dtype == "int8" and not any("QuantizeLinear" in node.op_type for node in model.graph.node):
+        mend = "time its architecture there, or pass a target of fp32"
+        raise InputError(f"{name} computes in float, and target {target.name} takes files in int8; {mend}")
+
+
+def _simplified(graph: bytes) -> Any:
+    """The graph as an ONNX model in which each linear layer, with its bias, and each GELU is one operator.
+
+    Otherwise quantising parts them: biases would be added, and GELUs worked out, by operators of their own.
+    """
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization.fusions import FusionGelu
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory(prefix="quantise-", dir=scratch_dir()) as folder:
+        path = Path(folder) / "basic.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        model = onnx.load(path)
+    editable = ONNXModel(onnx.shape_inference.infer_shapes(model))  # shapes first: it knows none of the fused GELU's
+    FusionGelu(editable).apply()
+    editable.topological_sort()
+    return editable.model
+
+
+def _products_of_activations(model: Any) -> list[str]:
+    """The names of the products of two activations."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and weights.isdisjoint(node.input)]
 
 
 def _has_vnni() -> bool:

@@ -54,6 +54,10 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
             ("export", "sret_t", "--target", "cpu-eager-fp32-b1-t1"),
             ("timed by targets of ort", "not of eager", "--target cpu-ort-fp32-b1-t1"),
         ),
+        (
+            ("export", "sret_t", "--target", "cpu-openvino-int8-b1-t1"),
+            ("files compute in float", "--target cpu-openvino-fp32-b1-t1"),
+        ),
         (("report", "nowhere"), ("nowhere", "no run")),
     ],
 )
