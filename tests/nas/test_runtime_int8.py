@@ -45,6 +45,10 @@ def test_every_convolution_and_linear_layer_has_weights_of_eight_bits() -> None:
     weighted = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
     for node in weighted:
         assert made[node.input[1]].op_type == "DequantizeLinear" and made[node.input[1]].input[0] in of_bytes
+    rounded = {
+        made[node.input[0]].op_type for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in made
+    }
+    assert "Conv" in rounded and "Gemm" not in rounded, "float follows a linear layer"
     products = sum(node.op_type == "MatMul" for node in graph.node)
     both = sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in onnx.load_from_string(usual).graph.node)
     assert len(weighted) == both - products > 5 and products == 2 * sum(
