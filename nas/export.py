@@ -21,6 +21,7 @@ from search_spaces.blocks.token_prune import TokenPruneModule
 from search_spaces.errors import InputError
 from search_spaces.tokens import Chosen, unpack
 
+SUFFIX = ".onnx"
 OPSET = 18  # from 20 on GELU is one operator, which ONNX Runtime 1.31 does not fuse
 
 AGREEMENT, MAX_DIFF = (
@@ -29,7 +30,7 @@ AGREEMENT, MAX_DIFF = (
 )  # share of images with the same best class; difference over the largest logit, if above 1
 CLEAR = 1e-4  # of the mean score: a patch this near to what decides whether it stays is dropped or not by rounding
 
-__all__ = ["Checked", "check_onnx", "export_onnx"]
+__all__ = ["Checked", "check_onnx", "check_reads_onnx", "export_onnx"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,19 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
     assert program is not None
     atomic_write(path, program.model_proto.SerializeToString())
     return path
+
+
+def check_reads_onnx(target: Target) -> None:
+    """Refuse a target that the exported file cannot be checked and timed on.
+
+    Raises:
+        InputError: its runtime reads other files.
+    """
+    if SUFFIX not in RUNTIMES[target.runtime].files:
+        able = " or ".join(name for name, runtime in RUNTIMES.items() if SUFFIX in runtime.files)
+        raise InputError(
+            f"exported ONNX files are timed by targets of {able}, not of {target.runtime}; pass --target cpu-ort-fp32-b1-t1"
+        )
 
 
 @torch.no_grad()

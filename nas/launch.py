@@ -14,7 +14,7 @@ from torch import Tensor
 from nas.data import SPLITS, Data
 from nas.data import load as load_data
 from nas.evaluate import accuracy
-from nas.export import check_onnx, export_onnx
+from nas.export import check_onnx, check_reads_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.networks import network_named
 from nas.runtimes import RUNTIMES
@@ -237,6 +237,7 @@ def export_network(
     if form not in FORMATS:
         raise InputError(f"no format called {form!r}; known: {', '.join(FORMATS)}")
     wanted = Target.parse(target)
+    check_reads_onnx(wanted)
     prices = None if table is None else LatencyTable.load(table_path(table))
     if prices is not None:
         prices.check_machine(foreign)

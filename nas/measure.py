@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from nas.calibration import calibrate
 from nas.correction import Times, settle
-from nas.cost import params
 from nas.effort import leverage
 from nas.latency import LatencyTable
-from nas.plan import Plan, make_plan
+from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
 from nas.samples import Samples, finish_section
 from nas.scratch import scratch_dir
@@ -107,12 +106,13 @@ def measure_table(
     scratch_dir()  # removes what killed processes left, even if nothing is measured now
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
-    if table is not None and not table.unmeasured(space.rows):
+    if table is not None and not table.unmeasured(rows_to_time(space, target.thresholds)):
         say(f"{stem.name} has every row of {space.name} already")
         about = {"space": space.name, "classes": space.classes, "target": target.name}
         finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
-    job = Job(space, target, make_plan(space, table, seed), rounds, seed, protocol, deadline)
+    plan = make_plan(space, table, seed, target.thresholds)
+    job = Job(space, target, plan, rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         sweep(stem)
         _run(job, stem, table, samples)
@@ -193,10 +193,11 @@ def _content(job: Job, times: Times, table: LatencyTable | None, at: int, second
     if old is None:
         ms = np.array([times.ms[arch.id] for arch in plan.archs])
         nets = np.array([plan.archs.index(arch) for arch in plan.nets])
-        sizes = np.array([params(arch) / 1e6 for arch in plan.nets])
-        calibration, uncalibrated = calibrate(system, ms, nets, sizes), Calibration()
+        calibration = calibrate(system, ms, nets)
+        uncalibrated = replace(calibration, offset=0.0, scale=1.0)
     else:
-        calibration = uncalibrated = old.calibration
+        calibration = old.calibration
+        uncalibrated = replace(calibration, kind="", factor=1.0)  # what is added fits predictions as they are
     classes = job.space.classes
     about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
     return Content(
@@ -218,12 +219,12 @@ def _content(job: Job, times: Times, table: LatencyTable | None, at: int, second
 def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
     """The rows that were unknown, with their spread over visits drawn anew, as many as there are."""
     names = [arch.id for arch in job.plan.archs]
-    sizes = np.array([params(arch) / 1e6 for arch in job.plan.archs])
-    apart = calibration.offset + calibration.per_million * sizes  # of the rows
+    factors = np.array([calibration.factor if row.op == calibration.kind else 1.0 for row in system.rows])
 
     def solve(ms: Mapping[str, float]) -> NDArray[np.float64]:
         measured = np.array([ms[name] for name in names]) * clock
-        return system.solve((measured - apart) / calibration.scale)
+        found: NDArray[np.float64] = factors * system.solve((measured - calibration.offset) / calibration.scale)
+        return found
 
     rng = np.random.default_rng(job.seed)
     best, spread = solve(times.ms), np.array([solve(times.redrawn(rng)) for _ in range(RESAMPLED)])

@@ -9,9 +9,10 @@ from nas.cost import macs
 from nas.latency import LatencyTable
 from nas.table_file import RowTime
 from search_spaces.arch import Arch
+from search_spaces.blocks import Row
 from search_spaces.space import Space
 
-__all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan"]
+__all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan", "rows_to_time"]
 
 CALIBRATION = 24  # whole networks that are timed besides the probes
 CALIBRATION_STREAM, VALIDATION_STREAM, USE_STREAM = 1, 2, 3  # so that equal seeds draw different networks for each
@@ -51,14 +52,20 @@ def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
     return tuple(drawn)
 
 
-def make_plan(space: Space, table: LatencyTable | None, seed: int) -> Plan:
-    """All probes for a new table; for the rows that `table` lacks, a few probes each."""
+def rows_to_time(space: Space, thresholds: bool = True) -> tuple[Row, ...]:
+    """The rows of a space, those of thresholds only where the target runs networks with them."""
+    return tuple(row for row in space.rows if thresholds or ("adaptive", 1) not in row.dims)
+
+
+def make_plan(space: Space, table: LatencyTable | None, seed: int, thresholds: bool = True) -> Plan:
+    """All probes for a new table, for the rows that `table` lacks a few probes each; with `thresholds`, for networks that have them too."""
     nets, used = draw(space, CALIBRATION, seed, CALIBRATION_STREAM), draw(space, USED, seed, USE_STREAM)
+    runs = [arch for arch in space.probes() if thresholds or arch == arch.keeping(adaptive=False)]
     if table is None:
-        probes = space.probes()
+        probes = tuple(runs)
         return Plan(probes, nets, _reference(nets, probes), {}, used)
-    chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in space.probes()]
-    for row in table.unmeasured(space.rows):
+    chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in runs]
+    for row in table.unmeasured(rows_to_time(space, thresholds)):
         chosen |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
     return Plan(tuple(chosen), nets, table.reference, table.content.rows, used)
 

@@ -29,7 +29,7 @@ def opened(archs: Sequence[Arch], target: Target) -> Iterator[Iterator[Session]]
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     runtime = RUNTIMES[target.runtime]
-    workers = min(cpu_count(), len(archs) // SHARE)
+    workers = min(cpu_count(), len(archs) // SHARE) if target.device in runtime.processes else 1
     if workers < 2:
         yield (runtime.from_arch(arch, target) for arch in archs)
         return

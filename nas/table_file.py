@@ -58,7 +58,7 @@ class RowTime:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A prediction is `offset + scale * sum of rows + per_million * parameters / 10**6`; the band is a share of it."""
+    """A prediction is `offset + scale * sum of rows`; the band is a share of it."""
 
     offset: float = 0.0  # ms
     scale: float = 1.0
@@ -67,7 +67,8 @@ class Calibration:
     heldout_mape: float = 0.0  # over `nets` networks, each predicted without its own measurement
     heldout_within_5pct: float = 1.0
     nets: int = 0
-    per_million: float = 0.0  # ms
+    kind: str = ""  # of the rows whose times were multiplied by `factor`, as whole networks take so much more for them
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1 <= self.high:

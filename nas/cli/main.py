@@ -18,6 +18,7 @@ from nas.cli.report import report
 from nas.cli.retrain import retrain
 from nas.cli.search import search
 from nas.cli.tables import tables
+from nas.cli.targets import targets
 from nas.cli.train import train
 from nas.cli.validate import validate
 from nas.errors import BudgetError
@@ -34,9 +35,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quickstart, measure, validate, describe, profile, train, search, retrain, evaluate, export, report):
+for command in (
+    quickstart,
+    measure,
+    validate,
+    describe,
+    profile,
+    train,
+    search,
+    retrain,
+    evaluate,
+    export,
+    report,
+    targets,
+    tables,
+):
     app.command()(command)
-app.command()(tables)
 
 
 def _fail(message: str, code: int) -> NoReturn:

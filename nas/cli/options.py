@@ -76,7 +76,7 @@ def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(_text(row[column]) for column in columns))
-    Console(width=None if Console().is_terminal else 200).print(table)
+    Console(width=None if Console().is_terminal else 200, markup=False).print(table)  # brackets are meant
 
 
 def budgets(text: str) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ def validate(
     table: Annotated[Path, typer.Argument(help="Latency table (.csv or .json), or a name that `nas tables` lists.")],
     nets: Annotated[int, typer.Option("--nets", min=2, help="Networks to measure.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which networks are drawn.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited at least.")] = 20,
     foreign_table: Foreign = False,
     json: Json = False,
 ) -> None:
@@ -22,4 +23,4 @@ def validate(
     from nas.tables import table_path
     from nas.validate import validate as run
 
-    show(run(LatencyTable.load(table_path(table)), nets, seed, foreign=foreign_table), json)
+    show(run(LatencyTable.load(table_path(table)), nets, seed, foreign=foreign_table, rounds=rounds), json)

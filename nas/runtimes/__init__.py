@@ -54,6 +54,8 @@ class Runtime:
     extra: str | None  # of this project, which brings the package; None where every installation has it
     dtypes: Mapping[str, tuple[str, ...]]  # by device
     files: tuple[str, ...] = ()  # suffixes of the files it opens
+    thresholds: bool = True  # whether it runs networks whose shapes depend on the image
+    processes: tuple[str, ...] = ("cpu",)  # devices for which preparing in several processes pays
 
     def lacks(self, device: str) -> str | None:
         """What this machine must be given before it can measure on the device, in a line; None where nothing is missing."""
@@ -105,6 +107,16 @@ class Runtime:
         return import_module(self.module)
 
 
+FLOATS, WEIGHTS = ("fp32", "bf16"), (".safetensors",)  # of the runtimes of torch
+
 RUNTIMES: dict[str, Runtime] = {
-    "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32",)}, (".onnx",)),
+    "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32", "int8")}, (".onnx",)),
+    "openvino": Runtime(
+        "nas.runtimes.openvino", "openvino", "openvino", {"cpu": ("fp32", "int8")}, (".onnx",), thresholds=False
+    ),
+    "eager": Runtime("nas.runtimes.eager", "torch", None, {"cpu": FLOATS, "cuda": FLOATS}, WEIGHTS, processes=()),
+    "compiled": Runtime(
+        "nas.runtimes.compiled", "torch", None, {"cpu": ("fp32",), "cuda": FLOATS}, WEIGHTS, thresholds=False
+    ),
+    "graph": Runtime("nas.runtimes.graph", "torch", None, {"cuda": FLOATS}, WEIGHTS, thresholds=False, processes=()),
 }

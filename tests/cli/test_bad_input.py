@@ -50,6 +50,10 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         (("validate", "nowhere.csv"), ("nowhere.json", "does not exist")),
         (("evaluate", "nowhere", "--data", "digits64"), ("nowhere", "run folder", "efficientformer_l1")),
         (("export", "efficientformer_l1", "--format", "floppy"), ("floppy", "onnx")),
+        (
+            ("export", "sret_t", "--target", "cpu-eager-fp32-b1-t1"),
+            ("timed by targets of ort", "not of eager", "--target cpu-ort-fp32-b1-t1"),
+        ),
         (("report", "nowhere"), ("nowhere", "no run")),
     ],
 )

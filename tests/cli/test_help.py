@@ -22,6 +22,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "report",
+    "targets",
     "tables",
 ]
 HEAVY = ("torch", "pandas", "optuna", "onnx", "onnxruntime", "timm", "ray", "scipy", "sklearn", "plotly", "accelerate")

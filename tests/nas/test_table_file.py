@@ -193,14 +193,14 @@ def test_a_json_that_is_laid_out_anew_is_the_same_table(stem: Path) -> None:
 
 
 def test_fields_that_came_later_may_be_missing(stem: Path) -> None:
-    """Those with a default: tables from before `per_million` was known load."""
+    """Those with a default: tables from before `factor` was known load."""
 
     def change(value: Any) -> Any:
-        del value["calibration"]["per_million"], value["verdict"]["interval"]
+        del value["calibration"]["factor"], value["verdict"]["interval"]
         return value
 
     rewritten(stem, change, sealed=True)
-    assert read(stem).calibration.per_million == Calibration.per_million
+    assert read(stem).calibration.factor == Calibration.factor
 
 
 def test_files_that_cannot_be_read_are_named(stem: Path) -> None:

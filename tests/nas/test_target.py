@@ -1,6 +1,9 @@
+import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
 from nas import target as target_module
 from nas.target import Fingerprint, Target, fingerprint, machine_slug, same_machine
@@ -11,6 +14,9 @@ def test_a_name_is_parsed_and_given_back() -> None:
     target = Target.parse("cpu-ort-fp32-b8-t2")
     assert (target.device, target.runtime, target.dtype, target.batch, target.threads) == ("cpu", "ort", "fp32", 8, 2)
     assert target.name == "cpu-ort-fp32-b8-t2"
+    target = Target.parse("cuda-eager-bf16-b64")
+    assert (target.device, target.dtype, target.batch, target.threads) == ("cuda", "bf16", 64, None)
+    assert target.name == "cuda-eager-bf16-b64"
 
 
 @pytest.mark.parametrize(
@@ -22,9 +28,12 @@ def test_a_name_is_parsed_and_given_back() -> None:
         "cpu-ort-fp32-b0-t1",
         "cpu-ort-fp32-b1-t0",
         "cpu-ort-fp32-b1-t01",
-        "cpu-ort-int8-b1-t1",
-        "cpu-openvino-fp32-b1-t1",
+        "cpu-ort-bf16-b1-t1",
+        "cpu-tvm-fp32-b1-t1",
         "cuda-ort-fp32-b1-t1",
+        "cuda-eager-fp32-b1-t1",  # a CUDA target names none
+        "cpu-compiled-bf16-b1-t1",
+        "cpu-graph-fp32-b1-t1",
         "CPU-ORT-FP32-B1-T1",
         "cpu-ort-fp32-b1-t1 ",
     ],
@@ -66,3 +75,25 @@ def test_machines_differ_in_what_moves_the_time_only() -> None:
     for name, value in changes.items():
         assert same_machine(here, here | {name: value}) == [name]
         assert machine_slug(here | {name: value}) != machine_slug(here)
+
+
+def test_the_shipped_table_is_of_the_machine_that_its_name_says() -> None:
+    path = next(Path(str(resources.files("latency_tables"))).glob("*.json"))
+    machine = json.loads(path.read_text())["fingerprint"]
+    assert path.stem.endswith(f"--{machine_slug(machine)}") and same_machine(machine, dict(machine)) == []
+
+
+def test_a_gpu_and_its_cuda_are_part_of_the_machine_and_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(target_module, "_driver", lambda: "580.65.06")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    here = fingerprint(Target.parse("cuda-eager-bf16-b64"))
+    gpu = {"gpu": "NVIDIA H100 PCIe", "capability": "9.0", "cuda": "13.0", "driver": "580.65.06"}
+    assert here == fingerprint(Target.parse("cpu-eager-fp32-b1-t1")) | gpu
+    assert machine_slug(here).startswith("nvidia-h100-pcie-") and same_machine(here, here | {"driver": "590.1"}) == []
+    for name in ("gpu", "capability", "cuda", "cpu"):
+        assert same_machine(here, here | {name: "other"}) == [name]
+        assert machine_slug(here) != machine_slug(here | {name: "other"})
+    cpu = fingerprint(Target.parse("cpu-eager-fp32-b1-t1"))
+    assert same_machine(here, cpu) == ["gpu", "capability", "cuda"]
