@@ -33,7 +33,7 @@ def _cases() -> Iterator[Any]:
             lacking = runtime.lacks(device)
             marks = [pytest.mark.skipif(lacking is not None, reason=lacking or "")]
             marks += [pytest.mark.gpu] if device == "cuda" else []
-            marks += [pytest.mark.slow] if (name, device) in SLOW else []
+            marks += [pytest.mark.slow, pytest.mark.timeout(300)] if (name, device) in SLOW else []
             for dtype in dtypes:
                 threads = "-t1" if device == "cpu" else ""
                 yield pytest.param(f"{device}-{name}-{dtype}-b{BATCH}{threads}", marks=marks)
