@@ -30,7 +30,7 @@ def refusal(stem: Path) -> str:
     with pytest.raises(InputError) as caught:
         LatencyTable.load(stem)
     message = str(caught.value)
-    assert message.isprintable() and len(message) <= 300
+    assert message.isprintable() and len(message) <= 400
     return message
 
 
@@ -243,7 +243,7 @@ def test_a_kill_while_a_table_is_written_leaves_the_old_one_or_the_new_one(stem:
 
 
 def test_random_damage_is_refused_or_makes_no_difference(tmp_path: Path) -> None:
-    (table,) = SHIPPED.glob("*.json")
+    (table,) = SHIPPED.glob("hybrid_digits--cpu-ort-*.json")
     found = fuzz(table, range(200), 7, tmp_path)
     assert not found["failures"]
     assert found["refused"] + found["same"] == 200 and min(found["refused"], found["same"]) > 10
