@@ -10,7 +10,7 @@ from scipy.stats import t, theilslopes
 from nas.solve import RowSystem
 from nas.table_file import Calibration
 
-__all__ = ["COVERAGE", "calibrate"]
+__all__ = ["COVERAGE", "banded", "calibrate"]
 
 COVERAGE = 0.9  # share of new networks that the band is to hold
 EARNS = 0.8  # more than a scale is used only where it lowers the held-out error to this share: it rests on few networks
@@ -74,18 +74,23 @@ def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp], sizes: Floa
     errors = {fit: _held_out(fit, folds, sums, sizes, measured) for fit in FITS}
     best = min(FITS, key=lambda fit: float(np.abs(errors[fit]).mean()))
     chosen = best if np.abs(errors[best]).mean() < EARNS * np.abs(errors[_scale]).mean() else _scale
-    fitted, error = chosen(sums, sizes, measured), errors[chosen]
-    over = 1 / (1 + error)  # measured over predicted
-    half = t.ppf(0.5 + COVERAGE / 2, len(nets) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(nets))
+    fitted = chosen(sums, sizes, measured)
+    return banded(errors[chosen], offset=fitted.offset, scale=fitted.scale, per_million=fitted.per_million)
+
+
+def banded(errors: Floats, *, offset: float, scale: float, per_million: float) -> Calibration:
+    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1."""
+    over = 1 / (1 + errors)  # measured over predicted
+    half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(errors))
     return Calibration(
-        offset=fitted.offset,
-        scale=fitted.scale,
+        offset=offset,
+        scale=scale,
         low=float(min(over.mean() - half, 1.0)),
         high=float(max(over.mean() + half, 1.0)),
-        heldout_mape=float(np.abs(error).mean()),
-        heldout_within_5pct=float((np.abs(error) <= 0.05).mean()),
-        nets=len(nets),
-        per_million=fitted.per_million,
+        heldout_mape=float(np.abs(errors).mean()),
+        heldout_within_5pct=float((np.abs(errors) <= 0.05).mean()),
+        nets=len(errors),
+        per_million=per_million,
     )
 
 
