@@ -119,13 +119,13 @@ class _Basis:
 
 def _members(names: Sequence[str]) -> Floats:
     """(names, different names) 1 where a name is that one."""
-    return np.equal.outer(np.array(names), np.unique(names)).astype(np.float64)
+    return (np.array(names)[:, None] == np.unique(names)).astype(np.float64)
 
 
 def _hats(values: Floats) -> Floats:
     """(values, knots) weights of the knots, 1 apart, between which each value lies."""
     knots = np.arange(np.floor(values.min()), np.ceil(values.max()) + 1)
-    return np.maximum(0.0, 1 - np.abs(np.subtract.outer(values, knots)))
+    return np.maximum(0.0, 1 - np.abs(values[:, None] - knots))
 
 
 @dataclass(frozen=True)
