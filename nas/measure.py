@@ -259,6 +259,7 @@ def _adapted_content(job: Job, times: Times, source: LatencyTable, when: dict[st
             "nets": [arch.id for arch in archs],
             "factors": dict(found.factors),
             "heldout_mape": found.calibration.heldout_mape,
+            "one_scale": found.one_scale,
             "one_scale_heldout_mape": found.one_scale_mape,
         },
         "verdict": asdict(verdict),
