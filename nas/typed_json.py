@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from reprlib import repr as short  # what a file holds, in a message: one line, and not endless
 from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from search_spaces.errors import InputError
 
@@ -23,7 +23,7 @@ SHOWN = (bool, int, float, str)  # values that a message can hold; of others it 
 
 
 def typed(kind: Any, value: Any, where: str = "") -> Any:
-    """`value` as a `kind`: a dataclass, `tuple[T, ...]`, `Mapping[str, T]`, a plain type or several (`str | int`), any of these `| None`, or `Any`.
+    """`value` as a `kind`: a dataclass, `tuple[T, ...]`, `Mapping[str, T]`, a plain type or several, `T | None`, or `Any`.
 
     A whole number may stand where any number may, a bool nowhere else. Fields with a default may be missing. What a dataclass
     refuses in `__post_init__` is refused here.
@@ -38,8 +38,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if NoneType in parts:
-        given = tuple(part for part in parts if part is not NoneType)
-        return None if value is None else typed(Union[given], value, where)  # noqa: UP007
+        (wanted,) = (part for part in parts if part is not NoneType)
+        return None if value is None else typed(wanted, value, where)
     if is_dataclass(kind):
         return _record(kind, _plain(dict, value, where), where)
     if origin is tuple:
