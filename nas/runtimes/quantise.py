@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.scratch import scratch_dir
+
 __all__ = ["calibration_images", "quantise"]
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # what has weights; softmax, norms and GELU stay in float, as is usual
@@ -38,7 +40,7 @@ def quantise(graph: bytes, images: Iterable[NDArray[np.float32]]) -> bytes:
             batch = next(self.left, None)
             return None if batch is None else {"images": batch}
 
-    with tempfile.TemporaryDirectory(prefix="nas-quantise-") as folder, _silence():
+    with tempfile.TemporaryDirectory(prefix="quantise-", dir=scratch_dir()) as folder, _silence():
         source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(graph)
         quantize_static(
