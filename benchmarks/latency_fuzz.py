@@ -25,10 +25,11 @@ import numpy as np
 from latency_tables import SHIPPED
 from nas.files import write_json
 from nas.latency import LatencyTable
-from nas.table_file import read, write
+from nas.table_file import read, stem_of, write
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
+NAME = "hybrid_digits--cpu-ort-fp32-b1-t1--amd-epyc-2c-dccd32"
 LONGEST = 300  # characters of a message
 PREDICTED = 5  # networks whose predictions are compared
 SUFFIXES = (".csv", ".json")
@@ -254,7 +255,7 @@ def fuzz(source: Path, numbers: range, seed: int, folder: Path) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, default=next(SHIPPED.glob("*.json")))
+    parser.add_argument("--table", type=Path, default=SHIPPED / NAME)
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
@@ -268,7 +269,7 @@ def main() -> None:
     print({name: found[name] for name in ("mutations", "refused", "same", "failure", "longest_message")})
     if given.out is not None:
         command = f"python benchmarks/latency_fuzz.py --mutations {given.mutations} --seed {given.seed}"
-        write_json(given.out, {"command": command, "table": given.table.stem, **found})
+        write_json(given.out, {"command": command, "table": stem_of(given.table).name, **found})
     sys.exit(bool(found["failures"]))
 
 

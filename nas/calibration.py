@@ -10,7 +10,7 @@ from scipy.stats import t, theilslopes
 from nas.solve import RowSystem
 from nas.table_file import Calibration
 
-__all__ = ["COVERAGE", "calibrate"]
+__all__ = ["COVERAGE", "banded", "calibrate"]
 
 COVERAGE = 0.9  # share of new networks that the band is to hold
 EARNS = 0.8  # more than a scale is used only where it lowers the held-out error to this share: it rests on few networks
@@ -82,18 +82,23 @@ def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp]) -> Calibrat
     best = best if amounts[best] < EARNS * amounts[0] else 0
     (fit, part, kind), error = ways[best], errors[best]
     fitted = fit(sums, part, measured)
-    over = 1 / (1 + error)  # measured over predicted
-    half = t.ppf(0.5 + COVERAGE / 2, len(nets) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(nets))
+    return banded(error, offset=fitted.offset, scale=fitted.scale, kind=kind, factor=1 + fitted.more)
+
+
+def banded(errors: Floats, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0) -> Calibration:
+    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1."""
+    over = 1 / (1 + errors)  # measured over predicted
+    half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(errors))
     return Calibration(
-        offset=fitted.offset,
-        scale=fitted.scale,
+        offset=offset,
+        scale=scale,
         low=float(np.clip(over.mean() - half, 0.0, 1.0)),
         high=float(max(over.mean() + half, 1.0)),
-        heldout_mape=float(np.abs(error).mean()),
-        heldout_within_5pct=float((np.abs(error) <= 0.05).mean()),
-        nets=len(nets),
+        heldout_mape=float(np.abs(errors).mean()),
+        heldout_within_5pct=float((np.abs(errors) <= 0.05).mean()),
+        nets=len(errors),
         kind=kind,
-        factor=1 + fitted.more,
+        factor=factor,
     )
 
 

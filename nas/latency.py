@@ -94,6 +94,12 @@ class LatencyTable:
         return asdict(self.content.verdict)
 
     @property
+    def adapted_from(self) -> str | None:
+        """The table that rows were adapted from by the times of a few networks; None where all were measured."""
+        names = [one.adapted_from.table for one in self.content.measurements if one.adapted_from is not None]
+        return names[-1] if names else None
+
+    @property
     def statistic(self) -> str:
         """Which statistic the times are; whoever times against `reference_ms` takes the same."""
         return self.content.statistic

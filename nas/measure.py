@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.adaptation import NETS, Adapted, adapt, check_source, choose_nets
 from nas.calibration import calibrate
 from nas.correction import Times, settle
 from nas.effort import leverage
@@ -20,7 +21,7 @@ from nas.progress import say
 from nas.samples import Samples, finish_section
 from nas.scratch import scratch_dir
 from nas.solve import RowSystem
-from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
+from nas.table_file import Adaptation, Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import ROUNDS, time_sessions
 from nas.visits import PROTOCOL, Protocol
@@ -34,6 +35,7 @@ DRIFTED = 0.25  # neither is a clock that moved by more
 FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
 RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
+UNLIKE = 0.05  # held-out error of an adapted table above which the targets have too little in common
 POOR = 0.1  # share of the networks that may lack undisturbed visits: the least disturbed ones stand in for them
 
 
@@ -48,9 +50,11 @@ class Job:
     seed: int
     protocol: Protocol
     deadline: float | None = None  # of `time.monotonic()`
+    source: LatencyTable | None = None  # the table to adapt, where rows are not measured
 
     def header(self) -> dict[str, Any]:
         """What a samples file must agree on to be resumed."""
+        adapted = {} if self.source is None else {"adapted_from": self.source.content.sha256}
         return {
             "space": self.space.name,
             "classes": self.space.classes,
@@ -62,6 +66,7 @@ class Job:
             "networks": sorted(arch.id for arch in self.plan.archs),
             "reference": self.plan.reference.id,
             "known_rows": len(self.plan.known),
+            **adapted,
         }
 
 
@@ -81,8 +86,12 @@ def measure_table(
     resume: bool = False,
     fresh: bool = False,
     protocol: Protocol = PROTOCOL,
+    source: LatencyTable | None = None,
+    nets: int = NETS,
 ) -> LatencyTable:
     """Measure the rows of a space that this machine's table in `out` lacks, and write the table.
+
+    With `source` no row is measured: a new table is adapted from that one, by the times of a few whole networks.
 
     Args:
         space: whose rows.
@@ -94,10 +103,12 @@ def measure_table(
         resume: go on with a measurement that was interrupted.
         fresh: measure all rows anew.
         protocol: the figures of the timing protocol.
+        source: a table of the same space, of any target and machine, with all of its rows.
+        nets: how many networks to time for an adaptation.
 
     Raises:
         InputError: the target asks for more than the machine has, a file is in the way or damaged, `rounds` is below one,
-            or `minutes` not positive.
+            `minutes` not positive, or the space cannot be adapted from `source` by so many networks.
     """
     deadline = _deadline(minutes)
     target.check_here()
@@ -107,12 +118,16 @@ def measure_table(
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
     if table is not None and not table.unmeasured(rows_to_time(space, target.thresholds)):
-        say(f"{stem.name} has every row of {space.name} already")
+        how = f", adapted from {table.adapted_from}; --fresh measures them" if table.adapted_from else ""
+        say(f"{stem.name} has every row of {space.name} already{how}")
         about = {"space": space.name, "classes": space.classes, "target": target.name}
         finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
-    plan = make_plan(space, table, seed, target.thresholds)
-    job = Job(space, target, plan, rounds, seed, protocol, deadline)
+    if source is None:
+        plan = make_plan(space, table, seed, target.thresholds)
+    else:
+        plan = _adaptation_plan(space, source, nets, seed, None if table is None else stem.name)
+    job = Job(space, target, plan, rounds, seed, protocol, deadline, source)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         sweep(stem)
         _run(job, stem, table, samples)
@@ -120,6 +135,14 @@ def measure_table(
     if not measured.content.verdict.good:
         say(f"{stem.name}: {measured.content.verdict.why}")
     return measured
+
+
+def _adaptation_plan(space: Space, source: LatencyTable, nets: int, seed: int, present: str | None) -> Plan:
+    """The networks to time for a table that is adapted from `source`; `present` names a table that is in its way."""
+    check_source(source, space)
+    if present is not None:
+        raise InputError(f"{present} is there and lacks rows of {space.name}; pass --fresh to adapt a new one over it")
+    return Plan((), choose_nets(source, space, nets, seed), source.reference, {}, ())
 
 
 def _deadline(minutes: float | None) -> float | None:
@@ -140,7 +163,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
     """Make the visits that are left, and write the table."""
     started = time.time()
     floor, statistic = (None, None) if table is None else (table.reference_ms, table.statistic)
-    weights = leverage(job.plan.archs, job.plan.used)
+    weights = leverage(job.plan.archs, job.plan.used) if job.plan.probes else None
     visits = time_sessions(
         job.plan.archs,
         job.plan.reference,
@@ -155,7 +178,12 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         weights=weights,
     )
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
-    write(stem, _content(job, times, table, round(started), round(time.time() - started, 1)))
+    at, seconds = round(started), round(time.time() - started, 1)
+    if job.source is None:
+        content = _content(job, times, table, at, seconds)
+    else:
+        content = _adapted_content(job, times, job.source, at, seconds)
+    write(stem, content)
     samples.finish()
 
 
@@ -214,6 +242,48 @@ def _content(job: Job, times: Times, table: LatencyTable | None, at: int, second
         measurements=(*(old.measurements if old else ()), about),
         rows={**plan.known, **_row_times(job, system, times, clock, uncalibrated)},
     )
+
+
+def _adapted_content(job: Job, times: Times, source: LatencyTable, at: int, seconds: float) -> Content:
+    """A table of the rows of `source`, as the networks' times show them to be on the new target."""
+    archs, old, classes = job.plan.archs, source.content, job.space.classes
+    ms = np.array([times.ms[arch.id] for arch in archs])
+    found = adapt(source, archs, ms, times.noise_floor, [len(times.kept[arch.id]) for arch in archs])
+    verdict = _adapted_verdict(_verdict(job, times), found, source)
+    how = Adaptation(
+        table=source.path.name,
+        sha256=old.sha256,
+        target=old.target,
+        nets=tuple(arch.id for arch in archs),
+        factors=dict(found.factors),
+        heldout_mape=found.calibration.heldout_mape,
+        one_scale=found.one_scale,
+        one_scale_heldout_mape=found.one_scale_mape,
+    )
+    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(archs), verdict, how)
+    return Content(
+        space=job.space.name,
+        classes=(*(c for c in old.classes if c != classes), classes),
+        target=job.target.name,
+        fingerprint=fingerprint(job.target),
+        protocol=asdict(job.protocol),
+        statistic=times.statistic,
+        calibration=found.calibration,
+        reference=old.reference,
+        reference_ms=times.reference_ms,
+        verdict=verdict,
+        measurements=(about,),
+        rows=found.rows,
+    )
+
+
+def _adapted_verdict(verdict: Verdict, found: Adapted, source: LatencyTable) -> Verdict:
+    """The verdict on the timings, and on what they say about the rows."""
+    error, nets = found.calibration.heldout_mape, found.calibration.nets
+    how = f"adapted from {source.path.name} by {nets} networks, held-out error {error:.1%}"
+    if error > UNLIKE:
+        how += f", above {UNLIKE:.0%}: measure it without --from"
+    return replace(verdict, good=verdict.good and error <= UNLIKE, why=f"{how}; {verdict.why}")
 
 
 def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:

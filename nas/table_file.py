@@ -25,6 +25,7 @@ from search_spaces.errors import InputError
 
 __all__ = [
     "SCHEMA",
+    "Adaptation",
     "Calibration",
     "Content",
     "Measurement",
@@ -93,6 +94,20 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """How rows were adapted from another table's; see `nas.adaptation`."""
+
+    table: str  # its name
+    sha256: str  # of its rows
+    target: str
+    nets: tuple[str, ...]  # the networks that were timed
+    factors: Mapping[str, float]  # new over old ms of all rows of a kind together
+    heldout_mape: float
+    one_scale: float  # were all rows scaled alike, for comparison
+    one_scale_heldout_mape: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One that added rows."""
 
@@ -103,6 +118,7 @@ class Measurement:
     classes: int
     networks: int
     verdict: Verdict
+    adapted_from: Adaptation | None = None  # None where all rows were measured
 
 
 @dataclass(frozen=True)

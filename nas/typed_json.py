@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from reprlib import repr as short  # what a file holds, in a message: one line, and not endless
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from search_spaces.errors import InputError
@@ -22,7 +23,7 @@ SHOWN = (bool, int, float, str)  # values that a message can hold; of others it 
 
 
 def typed(kind: Any, value: Any, where: str = "") -> Any:
-    """`value` as a `kind`: a dataclass, `tuple[T, ...]`, `Mapping[str, T]`, a plain type or several (`str | int`), or `Any`.
+    """`value` as a `kind`: a dataclass, `tuple[T, ...]`, `Mapping[str, T]`, a plain type or several, `T | None`, or `Any`.
 
     A whole number may stand where any number may, a bool nowhere else. Fields with a default may be missing. What a dataclass
     refuses in `__post_init__` is refused here.
@@ -36,6 +37,9 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
         InputError: it is something else; in one line, without the file's name.
     """
     origin, parts = get_origin(kind), get_args(kind)
+    if NoneType in parts:
+        (wanted,) = (part for part in parts if part is not NoneType)
+        return None if value is None else typed(wanted, value, where)
     if is_dataclass(kind):
         return _record(kind, _plain(dict, value, where), where)
     if origin is tuple:

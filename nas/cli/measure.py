@@ -29,20 +29,41 @@ def measure(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure all rows anew, over the table that is there.")
     ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A table of another target or machine, to be adapted by timing whole networks alone."
+        ),
+    ] = None,
+    nets: Annotated[int | None, typer.Option("--nets", help="Networks to time for --from; 20 unless told.")] = None,
     json: Json = False,
 ) -> None:
     """Build the latency table of a space on this machine."""
+    from nas.adaptation import NETS
+    from nas.latency import LatencyTable
     from nas.measure import measure_table
     from nas.tables import tables_dir
     from nas.target import Target
     from nas.train.supernet import space_named
+    from search_spaces.errors import InputError
 
     started = time.monotonic()
     wanted = Target.parse(target)
     networks = space_named(space, classes)
     folder = out or tables_dir()
+    if nets is not None and source is None:
+        raise InputError("--nets is how many networks to time for --from TABLE; give both, or neither")
     table = measure_table(
-        networks, wanted, folder, rounds=rounds, minutes=minutes, seed=seed, resume=resume, fresh=fresh
+        networks,
+        wanted,
+        folder,
+        rounds=rounds,
+        minutes=minutes,
+        seed=seed,
+        resume=resume,
+        fresh=fresh,
+        source=None if source is None else LatencyTable.load(source),
+        nets=NETS if nets is None else nets,
     )
     found = {
         "table": f"{table.path}.json",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nas.runtimes.batches import in_batches
 from nas.runtimes.random_networks import fixed_images, random_network
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces import zoo
 from search_spaces.arch import Arch, Network
@@ -135,7 +136,7 @@ class Session:
         """
         target.check_here()
         self.target, self.arch = target, network.arch
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-torch-")  # removed with the session
+        self._folder = tempfile.TemporaryDirectory(prefix="torch-", dir=scratch_dir())  # removed with the session
         self._weights = Path(self._folder.name) / "weights.safetensors"
         save(network, self._weights)
         self._network = network.eval().requires_grad_(False).to(target.device)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from latency_tables import SHIPPED
 from nas.runs import Run
 from search_spaces import SPACES
 from tests.search_spaces.test_arch import SMALL
 
+TABLE = next(SHIPPED.glob("hybrid_digits--*.csv"))
 LIMIT = 200_000  # bytes that a file may have when the disk is "full"
 
 
@@ -42,6 +44,10 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         (("train", "--space", "hybrid_mars", "--data", "digits64"), ("hybrid_mars", "hybrid_digits")),
         (("train", "--space", "hybrid_digits", "--data", "digits65"), ("digits65", "digits64")),
         (("measure", "--space", "hybrid_mars"), ("hybrid_mars", "hybrid_digits")),
+        (("measure", "--space", "hybrid_digits", "--nets", 20), ("--nets", "--from TABLE")),
+        (("measure", "--space", "hybrid_digits", "--from", "nowhere.csv"), ("nowhere.json", "does not exist")),
+        (("measure", "--space", "vit_digits", "--from", TABLE), ("hybrid_digits", "--from needs one of vit_digits")),
+        (("measure", "--space", "hybrid_digits", "--from", TABLE, "--nets", 3), ("--nets must be at least 8, got 3",)),
         (("measure", "--space", "hybrid_digits", "--target", "toaster-ort-fp32-b1-t1"), ("toaster", "cpu-ort-fp32")),
         (("describe", "efficientformer_l9"), ("efficientformer_l9", "efficientformer_l1")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "-1"), ("--budget-ms", "-1")),

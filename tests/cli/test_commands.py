@@ -46,6 +46,10 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     measure = ("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
     assert nas(*measure)["table"] == str(table) and table.read_text() == before, "what is there is not measured again"
     assert nas(*measure, "--fresh")["rows"] == found["rows"] and table.read_text() != before
+    other = ("--target", "cpu-ort-fp32-b2-t1", "--from", table, "--nets", 8, "--out", tmp_path / "adapted")
+    adapted = nas(*measure, *other)
+    assert adapted["rows"] == found["rows"] and adapted["table"].startswith(str(tmp_path / "adapted"))
+    assert adapted["quality"]["why"].startswith(f"adapted from {table.stem} by 8 networks")
     flags = ("--largest-epochs", 1, "--epochs", 4, "--batch-size", 32)
     trained = nas("train", "--space", "hybrid_toy", "--data", "toy", *flags, "--out", tmp_path / "s")
     assert json.loads((tmp_path / "s" / "largest" / "config.json").read_text())["recipe"]["epochs"] == 1

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from nas.files import TEMPORARY
 from nas.latency import LatencyTable
 from nas.measure import measure_table, table_stem
 from nas.runtimes import RUNTIMES, Runtime, onnxruntime
@@ -152,6 +153,21 @@ def test_a_killed_measurement_resumes_without_losing_or_repeating_a_visit(tmp_pa
     assert after[: len(before)] == before and len(set(after)) == len(after)
     names = {name for _, name in before}
     assert {(number, name) for number, name in after if number < 12} == {(r, name) for r in range(12) for name in names}
+
+
+def test_what_a_kill_left_of_a_written_table_is_put_in_order(measured: LatencyTable, tmp_path: Path) -> None:
+    """Killed when the JSON was there, before the rows had their name and the samples their end."""
+    for path in measured.path.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    csv, samples = (tmp_path / f"{measured.path.name}{suffix}" for suffix in (".csv", ".samples.jsonl"))
+    csv.rename(csv.with_name(csv.name + ".next"))
+    samples.write_bytes(samples.read_bytes().removesuffix(b'{"end":true}\n'))
+    (tmp_path / f"{TEMPORARY}{csv.name}-x.next").write_text("half")
+    (tmp_path / f"{TEMPORARY}another.csv-x.next").write_text("somebody is writing it")
+    measure_table(tiny(), TARGET, tmp_path, rounds=3, resume=True)
+    (tmp_path / f"{TEMPORARY}another.csv-x.next").unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 def onnx_file(arch: Arch, path: Path, batch: int = 1) -> Path:

@@ -1,0 +1,173 @@
+"""Tables adapted from other targets' by the times of a few whole networks."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.adaptation_study import TARGETS, trial
+from latency_tables import SHIPPED
+from nas.adaptation import NETS, adapt, check_source, choose_nets
+from nas.latency import LatencyTable
+from nas.measure import measure_table, table_stem
+from nas.plan import VALIDATION_STREAM, draw
+from nas.samples import Samples
+from nas.target import Target
+from nas.visits import Visit
+from search_spaces.errors import InputError
+from search_spaces.spaces import SPACES
+from tests.nas.test_measure import TARGET, lines, tiny, visits
+
+OTHER = Target.parse("cpu-ort-fp32-b2-t1")
+SEEDS = range(3)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> LatencyTable:
+    return LatencyTable.load(next(SHIPPED.glob("hybrid_digits--*.csv")))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
+    return measure_table(tiny(), TARGET, tmp_path_factory.mktemp("source"), rounds=3)
+
+
+@pytest.fixture(scope="module")
+def adapted(source: LatencyTable, tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
+    return measure_table(tiny(), OTHER, tmp_path_factory.mktemp("adapted"), rounds=4, source=source, nets=8)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "all but attention three times as fast",
+        "a constant for each kind",
+        "all rows gain, with a constant",
+    ],
+)
+def test_twenty_networks_are_enough_for_nine_in_ten_others(shipped: LatencyTable, target: str) -> None:
+    """Rows deviate from each rule by 5% of their own, timings by 1%; 40 unseen networks for each seed."""
+    found = [trial(shipped, TARGETS[target], NETS, seed) for seed in SEEDS]
+    mean = {figure: float(np.mean([one[figure] for one in found])) for figure in found[0]}
+    assert mean["within_5pct"] >= 0.9 > 0.5 > mean["one_scale_within_5pct"]
+    assert mean["within_band"] >= 0.85 and mean["heldout_mape"] < 0.05
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_for_all_rows_is_never_better(shipped: LatencyTable, target: str) -> None:
+    found = trial(shipped, TARGETS[target], NETS, seed=9)
+    assert found["within_5pct"] > found["one_scale_within_5pct"] and found["mape"] < 0.05
+
+
+def test_a_kind_that_gained_nothing_is_told_from_those_that_did(shipped: LatencyTable) -> None:
+    nets = choose_nets(shipped, shipped.open_space(), NETS, seed=0)
+    slow = {"mb4d.ffn": 1.0}
+    new = {key: row.ms * slow.get(key.partition("@")[0], 1 / 3) for key, row in shipped.rows.items()}
+    scale = shipped.content.calibration.scale
+    ms = np.array([scale * sum(new[row.key] for row in arch.rows) for arch in nets])
+    found = adapt(shipped, nets, ms, noise=0.0, visits=[5] * len(nets))
+    assert found.factors["mb4d.ffn"] == pytest.approx(1.0, rel=0.05)
+    assert all(found.factors[kind] == pytest.approx(1 / 3, rel=0.1) for kind in ("mb3d.ffn", "embed", "stem"))
+    assert found.calibration.heldout_mape < 0.02 < found.one_scale_mape
+    assert all(0 <= row.p10 <= row.ms <= row.p90 for row in found.rows.values())
+    timed = {row.key for arch in nets for row in arch.rows}
+    assert all((row.n > 0) == (key in timed) and row.n % 5 == 0 for key, row in found.rows.items())
+
+
+def test_a_target_of_equal_speed_keeps_the_table_as_it_is(shipped: LatencyTable) -> None:
+    nets = choose_nets(shipped, shipped.open_space(), NETS, seed=0)
+    found = adapt(shipped, nets, np.array([2 * shipped.predict(arch).ms for arch in nets]), noise=0.0)
+    scale = shipped.content.calibration.scale
+    assert all(row.ms == pytest.approx(2 * scale * shipped.rows[key].ms) for key, row in found.rows.items())
+    assert found.calibration.heldout_mape < 1e-6
+
+
+def test_constants_of_the_old_target_are_taken_off_and_no_row_is_below_zero(shipped: LatencyTable) -> None:
+    nets = choose_nets(shipped, shipped.open_space(), NETS, seed=1)
+    ms = np.array([sum(max(0.0, shipped.rows[row.key].ms - 0.008) for row in arch.rows) for arch in nets])
+    found = adapt(shipped, nets, ms, noise=0.01)
+    assert min(row.ms for row in found.rows.values()) >= 0
+    assert found.calibration.heldout_mape < 0.5 * found.one_scale_mape
+
+
+def test_the_networks_follow_from_the_seed_and_have_every_kind_of_row(shipped: LatencyTable) -> None:
+    space = shipped.open_space()
+    first, again, other = (choose_nets(shipped, space, NETS, seed) for seed in (0, 0, 1))
+    assert first == again != other and len(set(first)) == NETS
+    assert {row.op for arch in first for row in arch.rows} == {row.op for row in space.rows}
+    assert len(set(first) & set(draw(space, 500, 0, VALIDATION_STREAM))) == 0
+
+
+def test_what_cannot_be_adapted_is_refused_in_a_line(shipped: LatencyTable, tmp_path: Path) -> None:
+    space = shipped.open_space()
+    with pytest.raises(InputError, match="of the space hybrid_digits; --from needs one of vit_digits"):
+        check_source(shipped, SPACES["vit_digits"](classes=10))
+    with pytest.raises(InputError, match=r"lacks 32 rows of hybrid_digits with 7 classes, such as head.*--classes"):
+        check_source(shipped, SPACES["hybrid_digits"](classes=7))
+    with pytest.raises(InputError, match="--nets must be at least 8, got 7"):
+        choose_nets(shipped, space, 7, seed=0)
+    with pytest.raises(InputError, match=r"asks for 5000 networks, and \d+ were found in hybrid_digits"):
+        measure_table(space, TARGET, tmp_path, source=shipped, nets=5000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapted_table_is_a_table_that_says_so(adapted: LatencyTable, source: LatencyTable) -> None:
+    assert adapted.path == table_stem(tiny(), OTHER, adapted.path.parent) and adapted.target == OTHER
+    assert adapted.rows.keys() == source.rows.keys() and adapted.rows != source.rows
+    assert adapted.reference == source.reference and adapted.reference_ms > 0
+    assert all(0 < adapted.predict(arch).low < adapted.predict(arch).high < 50 for arch in tiny().probes())
+    adapted.check_machine()
+    (about,) = adapted.content.measurements
+    assert about.adapted_from is not None
+    assert about.adapted_from.sha256 == source.content.sha256 and len(about.adapted_from.nets) == 8
+    assert about.adapted_from.factors.keys() == {row.op for row in tiny().rows}
+    assert about.adapted_from.heldout_mape == pytest.approx(adapted.content.calibration.heldout_mape, abs=1e-6)
+    assert adapted.adapted_from == source.path.name and source.adapted_from is None
+    assert re.match(rf"adapted from {source.path.name} by 8 networks, held-out error", adapted.verdict["why"])
+
+
+def test_a_table_measured_in_full_takes_an_adapted_ones_place(
+    adapted: LatencyTable, source: LatencyTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in adapted.path.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert measure_table(tiny(), OTHER, tmp_path, rounds=2) == LatencyTable.load(tmp_path / adapted.path.name)
+    assert f"adapted from {source.path.name}; --fresh measures them" in capsys.readouterr().err
+    measured = measure_table(tiny(), OTHER, tmp_path, rounds=2, fresh=True)
+    assert measured.adapted_from is None and "adapted" not in measured.verdict["why"]
+    more = tiny(classes=9)
+    with pytest.raises(InputError, match="lacks 4 rows of tiny with 9 classes"):
+        measure_table(more, OTHER, tmp_path, source=source)
+    both = measure_table(more, TARGET, tmp_path / "both", rounds=2)
+    with pytest.raises(InputError, match="is there and lacks rows of tiny; pass --fresh"):
+        measure_table(more, OTHER, tmp_path, source=both, nets=8)
+
+
+def test_a_killed_adaptation_goes_on_where_it_was(
+    source: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem, write = table_stem(tiny(), OTHER, tmp_path), Samples.append
+    written: list[Visit] = []
+
+    def killed(samples: Samples, visit: Visit) -> None:
+        write(samples, visit)
+        written.append(visit)
+        if len(written) == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Samples, "append", killed)
+        measure_table(tiny(), OTHER, tmp_path, rounds=4, source=source, nets=8)
+    before = visits(stem)
+    assert lines(stem)[0]["header"]["adapted_from"] == source.content.sha256 and len(before) >= 10
+    with pytest.raises(InputError, match="--resume"):
+        measure_table(tiny(), OTHER, tmp_path, rounds=4, source=source, nets=8)
+    with pytest.raises(InputError, match="networks differ"):
+        measure_table(tiny(), OTHER, tmp_path, rounds=4, source=source, nets=9, resume=True)
+    with pytest.raises(InputError, match="adapted_from"):
+        measure_table(tiny(), OTHER, tmp_path, rounds=4, resume=True)
+    table = measure_table(tiny(), OTHER, tmp_path, rounds=4, source=source, nets=8, resume=True)
+    after = visits(stem)
+    assert after[: len(before)] == before and len(set(after)) == len(after)
+    assert table.adapted_from == source.path.name and lines(stem)[-1] == {"end": True}
