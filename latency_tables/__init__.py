@@ -1,7 +1,8 @@
 """Measured latency tables that ship with the package."""
 
+from importlib.resources import files
 from pathlib import Path
 
 __all__ = ["SHIPPED"]
 
-SHIPPED = Path(__file__).parent
+SHIPPED = Path(str(files("latency_tables")))

@@ -21,84 +21,86 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Fit:
-    """Milliseconds are `offset + scale * sum + per_million * size`."""
+    """Milliseconds are `offset + scale * (sum + more * part)`, the part being the sum of the rows of a kind."""
 
-    offset: float
-    scale: float
-    per_million: float
+    offset: float = 0.0
+    scale: float = 1.0
+    more: float = 0.0
 
-    def predict(self, sums: Floats, sizes: Floats) -> Floats:
-        out: Floats = self.offset + self.scale * sums + self.per_million * sizes
+    def predict(self, sums: Floats, parts: Floats) -> Floats:
+        out: Floats = self.offset + self.scale * (sums + self.more * parts)
         return out
 
 
-def _scale(sums: Floats, sizes: Floats, ms: Floats) -> _Fit:
-    return _Fit(0.0, float(np.median(ms / sums)), 0.0)
+Fitting = Callable[[Floats, Floats, Floats], _Fit]
+"""(networks,) sums, parts, and measured ms -> the fit."""
 
 
-def _affine(sums: Floats, sizes: Floats, ms: Floats) -> _Fit:
+def _scale(sums: Floats, parts: Floats, ms: Floats) -> _Fit:
+    return _Fit(scale=float(np.median(ms / sums)))
+
+
+def _affine(sums: Floats, parts: Floats, ms: Floats) -> _Fit:
     slope, offset, *_ = theilslopes(ms, sums)
-    return _Fit(float(offset), float(slope), 0.0)
+    return _Fit(float(offset), float(slope))
 
 
-def _by_size(sums: Floats, sizes: Floats, ms: Floats) -> _Fit:
-    features = np.stack([sums, sizes], axis=1) / ms[:, None]
-    scale, per_million = np.linalg.lstsq(features, np.ones(len(ms)), rcond=None)[0]
-    return _Fit(0.0, float(scale), float(per_million))
+def _by_kind(sums: Floats, parts: Floats, ms: Floats) -> _Fit:
+    features = np.stack([sums, parts], axis=1) / ms[:, None]
+    scale, extra = np.linalg.lstsq(features, np.ones(len(ms)), rcond=None)[0]
+    return _Fit(scale=float(scale), more=max(-0.9, float(extra / scale)))
 
 
-FITS: tuple[Callable[[Floats, Floats, Floats], _Fit], ...] = (_scale, _affine, _by_size)
-
-
-def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp], sizes: Floats) -> Calibration:
+def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp]) -> Calibration:
     """Fit on the networks `nets` of the system, each priced by rows solved without it.
 
-    A scale, the median of measured over summed. Where one earns its place, the robust line of Theil and Sen instead, or a time
-    for each million parameters besides: what the rows do not know is how much of a whole network's weights the caches hold.
-    Errors are held out twice: the network enters neither the rows nor the fit that predict it. The band is that of a new
-    network, were the errors normal: the extremes of few errors would say less.
+    A scale, the median of measured over summed. Where one earns its place, the robust line of Theil and Sen instead, or a factor
+    for the rows of one kind besides: what they take more between other blocks than in chains of their own. Errors are held out
+    twice: the network enters neither the rows nor the fit that predict it. The band is that of a new network, were the errors
+    normal: the extremes of few errors would say less.
 
     Args:
         system: all networks.
         ms: their measured times.
         nets: indices of the calibration networks, at least three.
-        sizes: millions of parameters of each of `nets`.
     """
     assert len(nets) >= 3
     everything = np.arange(len(ms))
     folds = [np.arange(first, len(nets), FOLDS) for first in range(min(FOLDS, len(nets)))]
-    sums, measured = np.empty(len(nets)), ms[nets]
+    kinds = sorted({row.op for row in system.rows})
+    member = np.array([[row.op == kind for kind in kinds] for row in system.rows], dtype=float)
+    parts = np.empty((len(nets), len(kinds)))  # each network's sum of rows, kind by kind
     for fold in folds:
         rows = system.solve(ms, np.setdiff1d(everything, nets[fold]))
-        sums[fold] = system.counts[nets[fold]] @ rows
-    errors = {fit: _held_out(fit, folds, sums, sizes, measured) for fit in FITS}
-    best = min(FITS, key=lambda fit: float(np.abs(errors[fit]).mean()))
-    chosen = best if np.abs(errors[best]).mean() < EARNS * np.abs(errors[_scale]).mean() else _scale
-    fitted, error = chosen(sums, sizes, measured), errors[chosen]
+        parts[fold] = (system.counts[nets[fold]] * rows) @ member
+    sums, measured, nothing = parts.sum(1), ms[nets], np.zeros(len(nets))
+    usual: tuple[Fitting, Floats, str] = (_scale, nothing, "")
+    ways = [usual, (_affine, nothing, ""), *((_by_kind, parts[:, i], kind) for i, kind in enumerate(kinds))]
+    errors = [_held_out(fit, folds, sums, part, measured) for fit, part, _ in ways]
+    amounts = [float(np.abs(error).mean()) for error in errors]
+    best = int(np.argmin(amounts))
+    best = best if amounts[best] < EARNS * amounts[0] else 0
+    (fit, part, kind), error = ways[best], errors[best]
+    fitted = fit(sums, part, measured)
     over = 1 / (1 + error)  # measured over predicted
     half = t.ppf(0.5 + COVERAGE / 2, len(nets) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(nets))
     return Calibration(
         offset=fitted.offset,
         scale=fitted.scale,
-        low=float(min(over.mean() - half, 1.0)),
+        low=float(np.clip(over.mean() - half, 0.0, 1.0)),
         high=float(max(over.mean() + half, 1.0)),
         heldout_mape=float(np.abs(error).mean()),
         heldout_within_5pct=float((np.abs(error) <= 0.05).mean()),
         nets=len(nets),
-        per_million=fitted.per_million,
+        kind=kind,
+        factor=1 + fitted.more,
     )
 
 
-def _held_out(
-    fit: Callable[[Floats, Floats, Floats], _Fit],
-    folds: list[NDArray[np.intp]],
-    sums: Floats,
-    sizes: Floats,
-    ms: Floats,
-) -> Floats:
+def _held_out(fit: Fitting, folds: list[NDArray[np.intp]], sums: Floats, parts: Floats, ms: Floats) -> Floats:
     """Predicted over measured, less 1, of each network by a fit without its fold."""
     errors = np.empty(len(ms))
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(ms)), fold)
-        errors[fold] = fit(sums[rest], sizes[rest], ms[rest]).predict(sums[fold], sizes[fold]) / ms[fold] - 1
+        errors[fold] = fit(sums[rest], parts[rest], ms[rest]).predict(sums[fold], parts[fold]) / ms[fold] - 1
     return errors

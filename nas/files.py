@@ -83,6 +83,8 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); restore or remove it"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
+        raise InputError(f"{path} holds JSON that cannot be read ({error}); restore or remove it") from error
 
 
 def lock(file: IO[Any], path: Path) -> None:

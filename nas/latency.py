@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.code_prices import CHUNK, CodePrices
 from nas.kept_rows import KeptRows
 from nas.table_file import Content, RowTime, read, stem_of
 from nas.target import Target, fingerprint, same_machine
@@ -50,6 +52,9 @@ class LatencyTable:
 
     content: Content
     path: Path  # of the two files, without suffix
+    _prices: WeakKeyDictionary[Space, CodePrices | None] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
     _blocks: dict[tuple[BlockSpec, State], float | tuple[Row, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -59,10 +64,13 @@ class LatencyTable:
         """The table in `<path>.csv` and `<path>.json`; either file's path will do. Any machine's table loads.
 
         Raises:
-            InputError: a file is missing, damaged or of a newer schema, or this version does not know the target.
+            InputError: a file is missing, damaged or of another schema, or this version does not know the target.
         """
         table = LatencyTable(read(Path(path)), stem_of(Path(path)))
-        Target.parse(table.content.target)
+        try:
+            _ = table.reference
+        except InputError as error:
+            raise InputError(f"{table.path.name} has a reference that is {error}; measure again") from error
         return table
 
     @property
@@ -120,18 +128,36 @@ class LatencyTable:
         """
         return tuple(self.content.calibration.scale * ms for ms in self._priced(arch))
 
-    def predict_many(self, codes: NDArray[np.int64], space: Space | None = None) -> NDArray[np.float64]:
-        """Milliseconds (n,) of the networks of codes (n, positions).
+    def predict_many(self, codes: NDArray[np.integer[Any]], space: Space | None = None) -> NDArray[np.float64]:
+        """Milliseconds (n,) of the networks of codes (n, positions), what `predict` gives for each; canonical or not.
+
+        A million and more a second, in steps: beside what is returned, memory does not grow with n. Codes of any integer
+        type are taken as they are. The first call for a space takes up to seconds to prepare, see `Space.terms`.
 
         Args:
             codes: one network a row.
             space: what decodes them; without it, the table's space with the class count measured last.
 
         Raises:
+            InputError: codes have another shape or type, or one has a value out of range.
             MissingLatency: rows of a network have no price.
         """
-        space = space or self.open_space()
-        return np.array([self.predict(space.decode(code)).ms for code in codes], dtype=np.float64)
+        space = space or self._own_space
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != len(space.choices) or codes.dtype.kind not in "iu":
+            wanted = f"whole numbers of shape (networks, {len(space.choices)})"
+            raise InputError(f"codes of {space.name} are {wanted}, got {codes.dtype} of shape {codes.shape}")
+        found = np.empty(len(codes))
+        for start in range(0, len(codes), CHUNK):
+            found[start : start + CHUNK] = self._predict_chunk(codes[start : start + CHUNK], space)
+        return found
+
+    def predict_chunks(
+        self, chunks: Iterable[NDArray[np.integer[Any]]], space: Space | None = None
+    ) -> Iterator[NDArray[np.float64]]:
+        """Milliseconds chunk by chunk, as `predict_many`: for more codes than memory holds."""
+        for codes in chunks:
+            yield self.predict_many(codes, space)
 
     def curve(self, arch: Arch) -> Curve:
         """Milliseconds of `arch` over the patches kept at its locations, calibrated as in `predict`: (B,) counts each -> (B,) ms.
@@ -208,6 +234,40 @@ class LatencyTable:
             mend = "measure one here with `nas measure`, or pass --foreign-table"
             raise InputError(f"{self.path.name} was measured on another machine ({found}); {mend}")
 
+    def _predict_chunk(self, codes: NDArray[np.integer[Any]], space: Space) -> NDArray[np.float64]:
+        """Milliseconds of a few codes of the right shape."""
+        prices, calibration = self._prices_of(space), self.content.calibration
+        if prices is None:
+            return np.array([self.predict(space.decode(code)).ms for code in codes])
+        wrong = prices.outside(codes)
+        if wrong is not None:
+            space.decode(codes[wrong])  # says what is wrong
+        found = calibration.offset + calibration.scale * prices.ms(codes)
+        if np.isnan(found).any():
+            self.predict(space.decode(codes[np.isnan(found).argmax()]))  # names the rows
+            raise AssertionError(f"terms of {space.name} need rows that its networks do not")
+        return found
+
+    def _prices_of(self, space: Space) -> CodePrices | None:
+        """Prepared once for a space; None where it does not say what its rows are made of."""
+        if space not in self._prices:
+            terms = space.terms
+            known: dict[Row, float] = {}
+
+            def ms(rows: tuple[Row, ...]) -> float:
+                for row in rows:
+                    if row not in known:
+                        known[row] = np.nan if self.unpriced([row]) else self._row_ms(row)
+                return sum(known[row] for row in rows)
+
+            limits = [len(choice.values) for choice in space.choices]
+            self._prices[space] = None if terms is None else CodePrices.of(terms, limits, ms)
+        return self._prices[space]
+
+    @cached_property
+    def _own_space(self) -> Space:
+        return self.open_space()
+
     def _priced(self, arch: Arch) -> list[float]:
         """Sum of rows of each block, uncalibrated."""
         priced = [self._block(spec, state) for spec, state in arch.steps()]
@@ -220,13 +280,8 @@ class LatencyTable:
         """Sum of a block's rows, or those of them that are missing; remembered."""
         if (spec, state) not in self._blocks:
             rows = spec.rows(state)
-            self._blocks[spec, state] = self.unpriced(rows) or self._sized(spec, state, sum(map(self._row_ms, rows)))
+            self._blocks[spec, state] = self.unpriced(rows) or sum(self._row_ms(row) for row in rows)
         return self._blocks[spec, state]
-
-    def _sized(self, spec: BlockSpec, state: State, ms: float) -> float:
-        """With the time for the block's parameters, which is in no row."""
-        calibration = self.content.calibration
-        return ms + calibration.per_million / calibration.scale * spec.params(state) / 1e6
 
     def _row_ms(self, row: Row) -> float:
         """Uncalibrated milliseconds of a row that has a price."""

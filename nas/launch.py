@@ -21,7 +21,7 @@ from nas.peak_memory import peak_mb, weights_mb
 from nas.runtimes import RUNTIMES
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
-from nas.tables import find_table, measured_ms, space_of
+from nas.tables import find_table, measured_ms, space_of, table_path
 from nas.target import Target
 from nas.thresholded import compare
 from nas.timing import time_networks
@@ -242,7 +242,7 @@ def export_network(
         raise InputError(f"no format called {form!r}; known: {', '.join(FORMATS)}")
     wanted = Target.parse(target)
     check_reads_onnx(wanted)
-    prices = None if table is None else LatencyTable.load(table)
+    prices = None if table is None else LatencyTable.load(table_path(table))
     if prices is not None:
         prices.check_machine(foreign)
         if prices.target != wanted:

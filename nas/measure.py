@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from nas.calibration import calibrate
 from nas.correction import Times, settle
-from nas.cost import params
 from nas.effort import leverage
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
 from nas.samples import Samples, finish_section
+from nas.scratch import scratch_dir
 from nas.solve import RowSystem
-from nas.table_file import Calibration, Content, RowTime, Verdict, write
+from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import ROUNDS, time_sessions
 from nas.visits import PROTOCOL, Protocol
@@ -103,15 +103,18 @@ def measure_table(
     target.check_here()
     if rounds < 1:
         raise InputError(f"rounds must be at least 1, got {rounds}")
+    scratch_dir()  # removes what killed processes left, even if nothing is measured now
     stem = table_stem(space, target, out)
     table = _existing(stem, fresh)
     if table is not None and not table.unmeasured(rows_to_time(space, target.thresholds)):
         say(f"{stem.name} has every row of {space.name} already")
-        finish_section(_beside(stem), {"space": space.name, "classes": space.classes, "target": target.name})
+        about = {"space": space.name, "classes": space.classes, "target": target.name}
+        finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
     plan = make_plan(space, table, seed, target.thresholds)
     job = Job(space, target, plan, rounds, seed, protocol, deadline)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
+        sweep(stem)
         _run(job, stem, table, samples)
     measured = LatencyTable.load(stem)
     if not measured.content.verdict.good:
@@ -152,7 +155,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         weights=weights,
     )
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
-    write(stem, _content(job, times, table, {"at": round(started), "seconds": round(time.time() - started, 1)}))
+    write(stem, _content(job, times, table, round(started), round(time.time() - started, 1)))
     samples.finish()
 
 
@@ -181,7 +184,7 @@ def _verdict(job: Job, times: Times) -> Verdict:
     return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
 
 
-def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str, Any]) -> Content:
+def _content(job: Job, times: Times, table: LatencyTable | None, at: int, seconds: float) -> Content:
     """The new table, or `table` with the rows that it lacked, at its clock and with its calibration."""
     old = None if table is None else table.content
     plan, verdict = job.plan, _verdict(job, times)
@@ -190,15 +193,16 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
     if old is None:
         ms = np.array([times.ms[arch.id] for arch in plan.archs])
         nets = np.array([plan.archs.index(arch) for arch in plan.nets])
-        sizes = np.array([params(arch) / 1e6 for arch in plan.nets])
-        calibration, uncalibrated = calibrate(system, ms, nets, sizes), Calibration()
+        calibration = calibrate(system, ms, nets)
+        uncalibrated = replace(calibration, offset=0.0, scale=1.0)
     else:
-        calibration = uncalibrated = old.calibration
-    about = {**when, "rounds": job.rounds, "seed": job.seed, "classes": job.space.classes, "networks": len(plan.archs)}
-    about["verdict"] = asdict(verdict)
+        calibration = old.calibration
+        uncalibrated = replace(calibration, kind="", factor=1.0)  # what is added fits predictions as they are
+    classes = job.space.classes
+    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
     return Content(
         space=job.space.name,
-        classes=(*(c for c in (old.classes if old else ()) if c != job.space.classes), job.space.classes),
+        classes=(*(c for c in (old.classes if old else ()) if c != classes), classes),
         target=job.target.name,
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),
@@ -215,12 +219,12 @@ def _content(job: Job, times: Times, table: LatencyTable | None, when: dict[str,
 def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
     """The rows that were unknown, with their spread over visits drawn anew, as many as there are."""
     names = [arch.id for arch in job.plan.archs]
-    sizes = np.array([params(arch) / 1e6 for arch in job.plan.archs])
-    apart = calibration.offset + calibration.per_million * sizes  # of the rows
+    factors = np.array([calibration.factor if row.op == calibration.kind else 1.0 for row in system.rows])
 
     def solve(ms: Mapping[str, float]) -> NDArray[np.float64]:
         measured = np.array([ms[name] for name in names]) * clock
-        return system.solve((measured - apart) / calibration.scale)
+        found: NDArray[np.float64] = factors * system.solve((measured - calibration.offset) / calibration.scale)
+        return found
 
     rng = np.random.default_rng(job.seed)
     best, spread = solve(times.ms), np.array([solve(times.redrawn(rng)) for _ in range(RESAMPLED)])

@@ -56,7 +56,7 @@ def peak_mb(networks: Sequence[Arch | Path], target: Target) -> list[float]:
 
 
 def weights_mb(arch: Arch) -> float:
-    """MB (10^6 bytes) of the network's weights at 4 bytes each, which are part of its peak."""
+    """MB (10^6 bytes) of the network's weights at 4 bytes each, which is what fp32 holds of them at least."""
     return 4 * params(arch) / MB
 
 

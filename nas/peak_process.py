@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from nas.runtimes import RUNTIMES, Session
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.blocks import Head, Stem
@@ -66,7 +68,8 @@ def _answer(network: Arch | Path, target: Target, answers: TextIO) -> NoReturn:
             answer = measure(network, target)
         except InputError as error:
             answer = {"refused": str(error)}
-        gc.collect()  # sessions take their folders along, which nothing does at `_exit`
+        gc.collect()  # with the sessions go their folders
+        shutil.rmtree(scratch_dir())  # which nothing does at `_exit`
         print(json.dumps(answer), file=answers, flush=True)
         code = 0
     except Exception:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nas.runtimes import RUNTIMES, Session
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -32,7 +33,7 @@ def opened(archs: Sequence[Arch], target: Target) -> Iterator[Iterator[Session]]
     if workers < 2:
         yield (runtime.from_arch(arch, target) for arch in archs)
         return
-    with tempfile.TemporaryDirectory(prefix="nas-prepare-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prepare-", dir=scratch_dir()) as folder:
         files = [Path(folder) / str(i) for i in range(len(archs))]
         processes = Parallel(
             workers, backend="loky", return_as="generator", pre_dispatch=workers, idle_worker_timeout=IDLE

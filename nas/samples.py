@@ -5,7 +5,7 @@ A file holds one section a measurement: a header line, a line a visit, and an en
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -43,14 +43,18 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
     return values
 
 
-def finish_section(path: Path, about: dict[str, Any]) -> None:
-    """Mark the last section as finished if its header agrees with `about`: its table is there, a kill took the end line."""
+def finish_section(path: Path, about: dict[str, Any], before: Callable[[], None]) -> None:
+    """Mark the last section as finished if its header agrees with `about`: its table is there, a kill took the end line.
+
+    `before` is called before that, while no other process can be at work on the table.
+    """
     if not path.exists():
         return
     values = _parse(path, path.read_bytes())
     headers = [value["header"] for value in values if "header" in value]
     if headers and "end" not in values[-1] and about.items() <= headers[-1].items():
         with Samples(path, headers[-1], resume=True) as samples:
+            before()
             samples.finish()
 
 

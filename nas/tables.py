@@ -3,17 +3,19 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from latency_tables import SHIPPED
 from nas.files import cache_dir
 from nas.latency import LatencyTable
 from nas.measure import measure_table
 from nas.progress import say
+from nas.table_file import stem_of
 from nas.target import Target
 from nas.timing import ROUNDS, Timing, time_networks
 from search_spaces import SPACES, Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["find_table", "measured_ms", "space_of", "tables_dir", "timed"]
+__all__ = ["find_table", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
 
 MOVED = 0.05  # share by which the clock may differ from the table's without a word
 
@@ -45,8 +47,17 @@ def _prices(space: Space, arch: Arch) -> bool:
     return all(row in rows or (row.op, row.dims) in kept for row in arch.rows)
 
 
+def table_path(given: Path) -> Path:
+    """Where a table lies that is given by its path, or by its name: this machine's, else one that ships; what is neither stays as it is."""
+    name = stem_of(given)
+    if given.parent != Path() or name.with_name(f"{name.name}.json").exists():
+        return given
+    found = (folder / name for folder in (tables_dir(), SHIPPED) if (folder / f"{name.name}.json").exists())
+    return next(found, given)
+
+
 def find_table(path: Path | None, target: str | None, space: Callable[[], Space]) -> LatencyTable:
-    """The table at `path`, or this machine's table of `target` and the space that `space` gives, whose missing rows are measured first.
+    """The table of a path or name, see `table_path`, or this machine's table of `target` and the space that `space` gives, whose missing rows are measured first.
 
     Raises:
         InputError: neither or both given.
@@ -54,7 +65,7 @@ def find_table(path: Path | None, target: str | None, space: Callable[[], Space]
     if (path is None) == (target is None):
         raise InputError("give either --table FILE or --target NAME")
     if path is not None:
-        return LatencyTable.load(path)
+        return LatencyTable.load(table_path(path))
     assert target is not None
     return measure_table(space(), Target.parse(target), tables_dir(), resume=True)
 

@@ -102,8 +102,8 @@ class Target:
             return f"shapes that depend on the image, which {self.runtime} does not take; time it on another runtime"
         if self.batch > 1:
             return "takes images one by one; time it on a target of batch 1"
-        if self.dtype == "bf16":
-            return "would keep other numbers of patches in bf16, which rounds their scores; time it on a target of fp32"
+        if self.dtype != "fp32":
+            return f"would keep other numbers of patches in {self.dtype}, which rounds their scores; time it on a target of fp32"
         return None
 
 

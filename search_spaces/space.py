@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec, Row
 from search_spaces.errors import InputError
+from search_spaces.factors import Factor
 from search_spaces.states import State
 
 __all__ = ["Choice", "Code", "Space", "by_size"]
@@ -89,6 +90,15 @@ class Space(ABC):
     @abstractmethod
     def rows(self) -> tuple[Row, ...]:
         """Every latency-table row that a network of this space may need, in a fixed order."""
+
+    @property
+    def terms(self) -> tuple[Factor, ...] | None:
+        """What the rows of a network are made of: of any code in range, canonical or not, each term decides some of them.
+
+        The values of a term are tuples of rows, and all terms together give `decode(code).rows`, in whatever order. So
+        codes are priced without their networks. None where a space does not say, and networks are priced one by one.
+        """
+        return None
 
     @abstractmethod
     def probes(self) -> tuple[Arch, ...]:

@@ -221,7 +221,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     """Attention of every query to all keys, (B, H, n, d), by the kernels that are fastest for so many tokens."""
     if bias is not None or q.is_cuda or len(q) > 1 or q.shape[2] > FEW:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
-    logits = torch.baddbmm(q.new_empty(1, 1, 1), q[0], k[0].transpose(-2, -1), beta=0, alpha=scale)
+    logits = torch.bmm(q[0] * scale, k[0].transpose(-2, -1))
     return torch.bmm(logits.softmax(-1), v[0])[None]
 
 

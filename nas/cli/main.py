@@ -17,6 +17,7 @@ from nas.cli.quickstart import quickstart
 from nas.cli.report import report
 from nas.cli.retrain import retrain
 from nas.cli.search import search
+from nas.cli.tables import tables
 from nas.cli.targets import targets
 from nas.cli.train import train
 from nas.cli.validate import validate
@@ -47,6 +48,7 @@ for command in (
     export,
     report,
     targets,
+    tables,
 ):
     app.command()(command)
 

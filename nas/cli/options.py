@@ -34,7 +34,10 @@ TargetName = Annotated[
     str | None, typer.Option("--target", help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1.")
 ]
 TablePath = Annotated[
-    Path | None, typer.Option("--table", help="Latency table (.csv or .json) that `nas measure` wrote.")
+    Path | None,
+    typer.Option(
+        "--table", help="Latency table (.csv or .json) that `nas measure` wrote, or a name that `nas tables` lists."
+    ),
 ]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Which winner of a search run.")]
 Weights = Annotated[

@@ -110,7 +110,10 @@ class Runtime:
 FLOATS, WEIGHTS = ("fp32", "bf16"), (".safetensors",)  # of the runtimes of torch
 
 RUNTIMES: dict[str, Runtime] = {
-    "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32",)}, (".onnx",)),
+    "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32", "int8")}, (".onnx",)),
+    "openvino": Runtime(
+        "nas.runtimes.openvino", "openvino", "openvino", {"cpu": ("fp32", "int8")}, (".onnx",), thresholds=False
+    ),
     "eager": Runtime("nas.runtimes.eager", "torch", None, {"cpu": FLOATS, "cuda": FLOATS}, WEIGHTS, processes=()),
     "compiled": Runtime(
         "nas.runtimes.compiled", "torch", None, {"cpu": ("fp32",), "cuda": FLOATS}, WEIGHTS, thresholds=False

@@ -53,8 +53,7 @@ class GraphSession(Session):
 
     def _started(self) -> Forward:
         buffer = super()._placed(self._images)
-        cuda: Any = torch.cuda  # whose streams have no annotations
-        side = cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM):
@@ -62,7 +61,7 @@ class GraphSession(Session):
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):
-            logits = self._network(buffer)
+            logits: Tensor = self._network(buffer)
 
         def replay(images: Tensor) -> Tensor:
             graph.replay()
@@ -74,5 +73,5 @@ class GraphSession(Session):
     def _placed(self, images: NDArray[np.float32]) -> Tensor:
         """The images where the graph reads them."""
         assert self._buffer is not None
-        placed: Tensor = self._buffer.copy_(super()._placed(images))
-        return placed
+        self._buffer.copy_(super()._placed(images))
+        return self._buffer

@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nas.runtimes.batches import check_input, in_batches
+from nas.runtimes.quantise import calibration_images, quantise
 from nas.runtimes.random_networks import fixed_images, random_network
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -28,6 +31,7 @@ __all__ = [
     "from_prepared",
     "lacks",
     "prepare",
+    "random_graph",
 ]
 
 OPSET = 18
@@ -71,7 +75,8 @@ def from_arch(arch: Arch, target: Target) -> "Session":
     Raises:
         InputError: a network with thresholds, which takes images one by one, on a target with a larger batch.
     """
-    return Session(_random_graph(arch, target), target, arch.id)
+    target.check_runs(arch)
+    return Session(random_graph(arch, target), target, arch.id)
 
 
 def prepare(arch: Arch, target: Target, path: Path) -> None:
@@ -80,7 +85,8 @@ def prepare(arch: Arch, target: Target, path: Path) -> None:
     Raises:
         InputError: as `from_arch`.
     """
-    _optimise(_random_graph(arch, target), target, arch.id, path)
+    target.check_runs(arch)
+    _optimise(random_graph(arch, target), target, arch.id, path)
 
 
 def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
@@ -88,10 +94,16 @@ def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
     return Session(path, target, arch.id, prepared=True)
 
 
-def _random_graph(arch: Arch, target: Target) -> bytes:
+def random_graph(arch: Arch, target: Target) -> bytes:
+    """The graph of a network with fixed random weights; on an int8 target quantised on random images.
+
+    Raises:
+        InputError: as `from_arch`.
+    """
     shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
     network = random_network(arch, torch.from_numpy(fixed_images(shape)))
-    return export_onnx(network, arch.example(target.batch))
+    graph = export_onnx(network, arch.example(target.batch))
+    return quantise(graph, calibration_images(shape)) if target.dtype == "int8" else graph
 
 
 def from_file(path: Path, target: Target) -> "Session":
@@ -141,7 +153,7 @@ class Session:
         name = name or (str(model) if isinstance(model, Path) else "the network")
         self.target, self.name = target, name
         self._live: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-ort-")  # removed with the session
+        self._folder = tempfile.TemporaryDirectory(prefix="ort-", dir=scratch_dir())  # removed with the session
         self._graph = Path(self._folder.name) / "optimised.onnx"
         if prepared:
             assert isinstance(model, Path)
@@ -149,16 +161,9 @@ class Session:
         else:
             _optimise(model, target, name, self._graph)
         described = self._session().get_inputs()
-        shape = list(described[0].shape)
-        if len(described) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-            found = ", ".join(f"{given.name} {given.shape}" for given in described)
-            raise InputError(f"{name} takes {found}; expected one input of images (batch, channels, H, W)")
-        if isinstance(shape[0], int) and shape[0] != target.batch:
-            raise InputError(
-                f"{name} takes batches of {shape[0]}, target {target.name} {target.batch}; export it again"
-            )
+        shape = check_input(name, [(given.name, given.shape) for given in described], target)
         self._input = described[0].name
-        self._images = fixed_images((target.batch, *shape[1:]))
+        self._images = fixed_images(shape)
 
     @property
     def image_size(self) -> int:
@@ -167,10 +172,13 @@ class Session:
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) -> logits (N, classes), in batches of the target's size, the last one padded."""
-        size, session = self.target.batch, self._session()
-        padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
-        logits = [session.run(None, {self._input: batch})[0] for batch in np.split(padded, len(padded) // size)]
-        return np.concatenate(logits)[: len(images)]
+        session = self._session()
+
+        def logits(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = session.run(None, {self._input: batch})[0]
+            return found
+
+        return in_batches(logits, images, self.target.batch)
 
     @property
     def classes(self) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nas.runtimes.batches import in_batches
 from nas.runtimes.random_networks import fixed_images, random_network
 from nas.target import Target
 from search_spaces import zoo
@@ -85,6 +86,7 @@ def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
     return chain(network.named_parameters(), network.named_buffers())
 
 
+@torch.inference_mode(False)  # compiled code is for ordinary tensors, which it tells from those of inference mode
 def _fill(network: Network, path: Path) -> None:
     """Put the tensors of a file into the network, each in fresh memory of its device; the network's are the same objects as before."""
     held = load_file(path)
@@ -152,14 +154,11 @@ class Session:
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) -> logits (N, classes), in batches of the target's size, the last one padded."""
-        size = self.target.batch
-        padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
         with conditions(self.target):
             forward = self._opened()
-            logits = [
-                forward(self._placed(batch)).float().cpu().numpy() for batch in np.split(padded, len(padded) // size)
-            ]
-        return np.concatenate(logits)[: len(images)]
+            return in_batches(
+                lambda batch: forward(self._placed(batch)).float().cpu().numpy(), images, self.target.batch
+            )
 
     def reopen(self) -> None:
         """Load the weights anew."""

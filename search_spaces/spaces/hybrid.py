@@ -9,8 +9,9 @@ import numpy as np
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Row, Stem, TokenPrune
+from search_spaces.factors import Factor
 from search_spaces.space import Choice, Code, Space, by_size
-from search_spaces.spaces.hybrid_parts import Part, Stage, network_of, parts_of
+from search_spaces.spaces.hybrid_parts import Part, Stage, network_of, parts_of, share_of
 from search_spaces.spaces.thresholded import with_thresholds
 from search_spaces.states import Map, State, Tokens
 
@@ -88,7 +89,7 @@ class Hybrid(Space):
 
     def kept(self, s: int, image_size: int, share: float) -> int:
         """How many patches of a stage a share of them is; at least one."""
-        return max(1, round(share * self.tokens(s, image_size)))
+        return share_of(self.tokens(s, image_size), share)
 
     def _value(self, code: Code, name: str) -> float | str:
         position = self._at[name]
@@ -111,6 +112,16 @@ class Hybrid(Space):
         """The most 3D blocks that a network of these depths can end in."""
         return sum(self.trailing(depths, sum(depths)))
 
+    def fitting(self, depths: Sequence[int], which: int) -> int:
+        """Which of the counts of 3D blocks a network of these depths takes where it cannot have the one asked for."""
+        fitting = [i for i, count in enumerate(self.mb3d) if count <= self.room(depths)]
+        return max((i for i in fitting if i <= which), default=fitting[0])
+
+    def dividing(self, s: int, tokens: int, wanted: int) -> int:
+        """Which of a stage's groups divide its tokens, at most as many as wanted."""
+        allowed = [i for i, groups in enumerate(self.stages[s].groups) if tokens % groups == 0]
+        return max((i for i in allowed if self.stages[s].groups[i] <= wanted), default=allowed[0])
+
     def repair(self, code: Code) -> Code:
         """Cut the 3D count to what there is room for, groups to what divides the tokens, and set inactive positions to 0.
 
@@ -119,8 +130,7 @@ class Hybrid(Space):
         limits = np.array([len(choice.values) - 1 for choice in self.choices])
         given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
         depths = [self._count(given, f"depth{s}") for s in range(len(self.stages))]
-        fitting = [i for i, count in enumerate(self.mb3d) if count <= self.room(depths)]
-        given[self._at["mb3d"]] = max((i for i in fitting if i <= given[self._at["mb3d"]]), default=fitting[0])
+        given[self._at["mb3d"]] = self.fitting(depths, int(given[self._at["mb3d"]]))
         tails = self.trailing(depths, self._count(given, "mb3d"))
         active = {"mb3d", "resolution", *(f"depth{s}" for s in range(len(depths)))}
         for s, (depth, tail) in enumerate(zip(depths, tails, strict=True)):
@@ -140,10 +150,7 @@ class Hybrid(Space):
         tokens = self.tokens(s, self._count(given, "resolution"))
         for loop in range(self._count(given, f"loops{s}")):
             name = f"groups{s}.{loop}"
-            wanted = self._count(given, name)
-            choices = self.choices[self._at[name]].values
-            allowed = [i for i, groups in enumerate(choices) if tokens % int(groups) == 0]
-            given[self._at[name]] = max((i for i in allowed if int(choices[i]) <= wanted), default=allowed[0])
+            given[self._at[name]] = self.dividing(s, tokens, self._count(given, name))
             active.add(name)
             if self._count(given, name) > 1:
                 active.add(f"order{s}.{loop}")
@@ -315,6 +322,13 @@ class Hybrid(Space):
     def rows(self) -> tuple[Row, ...]:
         """The rows of all pairs of neighbouring widths, with everything that a block may be."""
         return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
+
+    @cached_property
+    def terms(self) -> tuple[Factor, ...]:
+        """Every stage's embedding, blocks and locations, and the head."""
+        from search_spaces.spaces.hybrid_factors import terms
+
+        return tuple(terms(self))
 
     def probes(self) -> tuple[Arch, ...]:
         """Short networks for every pair of widths, and chains of equal blocks for all that a block may be, at every resolution."""

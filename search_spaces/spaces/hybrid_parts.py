@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Stem, TokenPrune
 
-__all__ = ["Part", "Stage", "network_of", "parts_of"]
+__all__ = ["Part", "Stage", "network_of", "parts_of", "share_of", "uncut"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,19 @@ def network_of(
             assert block is not None, "a stage without 3D blocks"
             if keep:
                 blocks.append(TokenPrune(keep))
-                block = replace(block, groups=(), orders=(), inverse=True, seed=0)  # what is left has no even groups
+                block = uncut(block)
             blocks.append(replace(block, ratio=ratio))
     return Arch(image_size, 3, (*blocks, head))
+
+
+def uncut(block: MB3D) -> MB3D:
+    """The block behind a pruning location: what is left has no even groups."""
+    return replace(block, groups=(), orders=(), inverse=True, seed=0)
+
+
+def share_of(tokens: int, share: float) -> int:
+    """How many of a stage's patches a share of them is; at least one."""
+    return max(1, round(share * tokens))
 
 
 def parts_of(arch: Arch) -> list[Part]:

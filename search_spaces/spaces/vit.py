@@ -10,6 +10,7 @@ import numpy as np
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, Row, TokenPrune
+from search_spaces.factors import Factor
 from search_spaces.space import Choice, Code, Space, by_size
 from search_spaces.states import State
 
@@ -75,6 +76,7 @@ class Vit(Space):
             ValueError: two shares are equally many heads of a width, or a location has no block before it that scores.
         """
         self.name, self.classes, self.sizes, self.patch = name, classes, image_size, patch
+        self.head = Head(classes, pool="token", eps=EPS)
         self.widths, self.depths, self.shares, self.key_dims = widths, depths, shares, key_dims
         self.value_dim, self.ratios, self.locations, self.keeps = value_dim, ratios, locations, keeps
         if any(len({self.heads(width, share) for share in shares}) < len(shares) for width in widths):
@@ -138,9 +140,12 @@ class Vit(Space):
         blocks: list[BlockSpec] = [Patch(width, self.patch), ClassToken(), Position()]
         for layer in layers:
             blocks += [TokenPrune(layer.keep)] if layer.keep else []
-            dims = (layer.heads, layer.key_dim, self.value_dim, layer.ratio)
-            blocks.append(MB3D(*dims, residual="plain", bias=False, eps=EPS))
-        return Arch(image_size or max(self.sizes), 3, (*blocks, Head(self.classes, pool="token", eps=EPS)))
+            blocks.append(self.block(layer.heads, layer.key_dim, layer.ratio))
+        return Arch(image_size or max(self.sizes), 3, (*blocks, self.head))
+
+    def block(self, heads: int, key_dim: int, ratio: float) -> MB3D:
+        """One block."""
+        return MB3D(heads, key_dim, self.value_dim, ratio, residual="plain", bias=False, eps=EPS)
 
     def _read(self, arch: Arch) -> Code | None:
         values: dict[str, float] = {"resolution": arch.image_size, "depth": 0}
@@ -200,6 +205,13 @@ class Vit(Space):
     def rows(self) -> tuple[Row, ...]:
         """The rows of every width, with everything that a block may be, at every resolution and number of kept patches."""
         return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
+
+    @cached_property
+    def terms(self) -> tuple[Factor, ...]:
+        """The embedding, every block and location, and the head."""
+        from search_spaces.spaces.vit_factors import terms
+
+        return tuple(terms(self))
 
     def probes(self) -> tuple[Arch, ...]:
         """Chains of equal blocks for all that a block may be, with all patches and behind a pruning location, and short networks."""

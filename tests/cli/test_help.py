@@ -23,6 +23,7 @@ COMMANDS = [
     "export",
     "report",
     "targets",
+    "tables",
 ]
 HEAVY = ("torch", "pandas", "optuna", "onnx", "onnxruntime", "timm", "ray", "scipy", "sklearn", "plotly", "accelerate")
 

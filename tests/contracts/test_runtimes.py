@@ -23,7 +23,7 @@ from search_spaces.errors import InputError
 ARCH = Arch(16, 3, (Stem(8), MB4D(ratio=1), MB3D(heads=2, key_dim=4, value_dim=8, ratio=1), Head(3)))
 BATCH = 4
 SLOW = {("compiled", "cpu")}  # ten seconds and more of C++
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the largest logit; others, as int8, may miss it by more
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of the largest logit
 Images = NDArray[np.float32]
 
 
@@ -33,7 +33,7 @@ def _cases() -> Iterator[Any]:
             lacking = runtime.lacks(device)
             marks = [pytest.mark.skipif(lacking is not None, reason=lacking or "")]
             marks += [pytest.mark.gpu] if device == "cuda" else []
-            marks += [pytest.mark.slow] if (name, device) in SLOW else []
+            marks += [pytest.mark.slow, pytest.mark.timeout(300)] if (name, device) in SLOW else []
             for dtype in dtypes:
                 threads = "-t1" if device == "cpu" else ""
                 yield pytest.param(f"{device}-{name}-{dtype}-b{BATCH}{threads}", marks=marks)
@@ -57,7 +57,9 @@ def images() -> Images:
 
 
 def near(found: Images, wanted: Images, target: Target) -> bool:
-    tolerance = TOLERANCE.get(target.dtype, 0.05) * max(1.0, float(np.abs(wanted).max()))
+    if target.dtype == "int8":  # its ranges are those of images of one contrast, and what is beyond is cut off
+        return found.shape == wanted.shape and float(np.corrcoef(found.ravel(), wanted.ravel())[0, 1]) > 0.95
+    tolerance = TOLERANCE[target.dtype] * max(1.0, float(np.abs(wanted).max()))
     return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= tolerance
 
 

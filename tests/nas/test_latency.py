@@ -1,6 +1,5 @@
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from nas.describe import describe
 from nas.latency import LatencyTable, MissingLatency
-from nas.table_file import Calibration, Content, RowTime, Verdict, read, write
+from nas.table_file import Calibration, Content, Measurement, RowTime, Verdict, write
 from nas.target import Target, fingerprint
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -19,6 +18,7 @@ from tests.nas.toy import toy_space
 SPACE = toy_space()
 TARGET = Target.parse("cpu-ort-fp32-b1-t1")
 TIMES = {row.key: 0.01 + 0.003 * i for i, row in enumerate(SPACE.rows)}
+VERDICT = Verdict(0.01, 0.02, 0.1, 0, True, "fine")
 
 
 def content(**changes: Any) -> Content:
@@ -33,8 +33,8 @@ def content(**changes: Any) -> Content:
         calibration=Calibration(offset=0.05, scale=1.1, low=0.9, high=1.2, heldout_mape=0.02, nets=16),
         reference=json.loads(SPACE.smallest.to_json()),
         reference_ms=0.4,
-        verdict=Verdict(0.01, 0.02, 0.1, 0, True, "fine"),
-        measurements=({"seed": 0},),
+        verdict=VERDICT,
+        measurements=(Measurement(1_800_000_000, 40.0, 20, 0, 4, 45, VERDICT),),
         rows={key: RowTime(ms, ms, ms * 0.9, ms * 1.1, ms * 0.02, 20) for key, ms in TIMES.items()},
     )
     return replace(whole, **changes)
@@ -123,93 +123,3 @@ def test_a_table_of_another_machine_loads_but_is_not_taken_for_this_one(stem: Pa
     with pytest.raises(InputError, match=r"cpu Z80 there.*runtime onnxruntime 0.1 there.*--foreign-table"):
         table.check_machine()
     table.check_machine(foreign=True)
-
-
-def edited(stem: Path, edit: Callable[[str], str]) -> None:
-    path = Path(f"{stem}.csv")
-    path.write_text(edit(path.read_text()))
-
-
-def without_column(text: str) -> str:
-    return "\n".join(line.rpartition(",")[0] for line in text.splitlines()) + "\n"
-
-
-def with_cell(value: str) -> Callable[[str], str]:
-    def edit(text: str) -> str:
-        lines = text.splitlines()
-        head, _, tail = lines[3].rpartition('",')
-        lines[3] = f'{head}",{value},' + tail.partition(",")[2]
-        return "\n".join(lines) + "\n"
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("edit", "says"),
-    [
-        (without_column, "missing: n"),
-        (with_cell("nan"), "nan as ms"),
-        (with_cell("inf"), "inf as ms"),
-        (with_cell("-0.5"), "-0.5 as ms"),
-        (with_cell("fast"), "'fast' as ms"),
-        (lambda text: text + text.splitlines()[5] + "\n", "repeats the row"),
-        (lambda text: text[:-30], "cut short"),
-        (lambda text: "\n".join(text.splitlines()[:-3]) + "\n", "cut short"),
-        (lambda text: text.replace("0.01", "0.02", 1), "edited"),
-        (lambda text: "", "columns"),
-    ],
-)
-def test_a_damaged_csv_is_refused_in_one_line_that_says_how(stem: Path, edit: Callable[[str], str], says: str) -> None:
-    edited(stem, edit)
-    with pytest.raises(InputError, match=says) as caught:
-        LatencyTable.load(stem)
-    assert "\n" not in str(caught.value) and "measure again" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda value: value | {"schema": 2}, "schema 2, newer than 1"),
-        (lambda value: value | {"kind": "arch"}, "does not describe a latency table"),
-        (lambda value: [value], "does not describe a latency table"),
-        (lambda value: {k: v for k, v in value.items() if k != "reference"}, "lacks reference"),
-        (lambda value: value | {"calibration": {"slope": 1}}, "other fields"),
-        (lambda value: value | {"calibration": value["calibration"] | {"scale": float("nan")}}, "not a number"),
-        (lambda value: value | {"reference_ms": 0}, "not a number"),
-        (lambda value: value | {"reference_ms": "fast"}, "other fields"),
-        (lambda value: value | {"target": "cpu-tflite-int4-b1-t1"}, "cpu-tflite-int4-b1-t1"),
-    ],
-)
-def test_a_damaged_json_is_refused_in_one_line(stem: Path, change: Callable[[Any], Any], says: str) -> None:
-    path = Path(f"{stem}.json")
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(InputError, match=says) as caught:
-        LatencyTable.load(stem)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_table_that_is_not_there_or_half_there_is_refused(stem: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        LatencyTable.load(tmp_path / "nothing")
-    Path(f"{stem}.json").write_text('{"schema": 1,')
-    with pytest.raises(InputError, match="not valid JSON"):
-        LatencyTable.load(stem)
-    Path(f"{stem}.json").unlink()
-    with pytest.raises(InputError, match=r"\.json does not exist"):
-        LatencyTable.load(f"{stem}.csv")
-
-
-def test_a_kill_while_a_table_is_written_leaves_the_old_one_or_the_new_one(stem: Path, tmp_path: Path) -> None:
-    old = read(stem)
-    rows = {key: replace(row, ms=2 * row.ms) for key, row in old.rows.items()}
-    other = tmp_path / "other"
-    write(other, replace(old, rows=rows))
-    to_csv, to_json = stem.with_name(stem.name + ".csv"), stem.with_name(stem.name + ".json")
-    stem.with_name(stem.name + ".csv.next").write_bytes(other.with_suffix(".csv").read_bytes())
-    assert read(stem).rows == old.rows
-    to_json.write_bytes(other.with_suffix(".json").read_bytes())
-    assert read(stem).rows == rows
-    to_csv.unlink()
-    assert read(stem).rows == rows
-    write(stem, old)
-    assert read(stem).rows == old.rows

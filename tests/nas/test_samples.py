@@ -133,10 +133,12 @@ def test_a_section_whose_table_was_written_is_closed(tmp_path: Path) -> None:
     """A kill may fall between the table and the end line."""
     path = tmp_path / "x.samples.jsonl"
     write(path, 5)
-    finish_section(path, {"space": "another"})
+    called = list[str]()
+    finish_section(path, {"space": "another"}, lambda: called.append("another"))
     with pytest.raises(InputError, match="unfinished"):
         Samples(path, HEADER, resume=False)
-    finish_section(path, {"space": "s"})
+    finish_section(path, {"space": "s"}, lambda: called.append(path.read_text()))
+    assert len(called) == 1 and '"end"' not in called[0]
     with Samples(path, {**HEADER, "seed": 1}, resume=False) as samples:
         assert samples.done == []
 

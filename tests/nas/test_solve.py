@@ -62,14 +62,10 @@ def measured(bias: float, noise: float, seed: int = 0) -> tuple[RowSystem, np.nd
     return RowSystem.of(archs, {}), ms, np.array([archs.index(arch) for arch in whole])
 
 
-def sizes(count: int, seed: int = 5) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(0.1, 3, count)
-
-
 def test_exact_times_need_no_calibration_and_leave_no_band() -> None:
-    found = calibrate(*measured(1.0, 0.0), sizes(16))
+    found = calibrate(*measured(1.0, 0.0))
     assert found.offset == pytest.approx(0.0, abs=1e-6) and found.scale == pytest.approx(1.0, abs=1e-6)
-    assert found.per_million == 0
+    assert (found.kind, found.factor) == ("", 1.0)
     assert found.heldout_mape < 1e-6 and found.low == pytest.approx(1.0) == found.high and found.nets == 16
 
 
@@ -78,7 +74,7 @@ def test_the_band_holds_nine_of_ten_new_networks() -> None:
     inside = []
     for seed in range(30):
         system, ms, whole = measured(1.0, 0.02, seed)
-        found = calibrate(system, ms, whole, sizes(16))
+        found = calibrate(system, ms, whole)
         rows = dict(zip((row.key for row in system.rows), system.solve(ms), strict=True))
         for arch in nets(10, seed=100 + seed):
             ratio = total(arch, truth) * (1 + rng.normal(0, 0.02)) / (found.scale * total(arch, rows) + found.offset)
@@ -88,17 +84,19 @@ def test_the_band_holds_nine_of_ten_new_networks() -> None:
 
 def test_whole_networks_that_are_slower_than_their_rows_move_the_predictions() -> None:
     system, ms, whole = measured(1.06, 0.0)
-    found = calibrate(system, ms, whole, sizes(16))
+    found = calibrate(system, ms, whole)
     predicted = found.offset + found.scale * system.price(system.solve(ms))[whole]
     uncalibrated = system.price(system.solve(ms, np.setdiff1d(np.arange(len(ms)), whole)))[whole]
     assert np.abs(predicted / ms[whole] - 1).mean() < 0.5 * np.abs(uncalibrated / ms[whole] - 1).mean()
 
 
-def test_a_time_for_the_parameters_is_found_where_the_residuals_show_it() -> None:
+def test_a_kind_of_rows_that_takes_more_in_whole_networks_is_found_where_the_residuals_show_it() -> None:
     system, ms, whole = measured(1.0, 0.001)
-    millions = sizes(16)
+    truth = additive()
     slower = ms.copy()
-    slower[whole] += 0.1 * ms[whole].mean() * millions
-    found, without = (calibrate(system, slower, whole, given) for given in (millions, np.zeros(16)))
-    assert found.per_million > 0 == without.per_million
-    assert found.heldout_mape < 0.8 * without.heldout_mape
+    for i in whole:
+        slower[i] += 0.4 * sum(
+            n * truth[row.key] for n, row in zip(system.counts[i], system.rows, strict=True) if row.op == "mb3d.ffn"
+        )
+    found, without = calibrate(system, slower, whole), calibrate(system, ms, whole)
+    assert (found.kind, without.kind) == ("mb3d.ffn", "") and 1.2 < found.factor < 1.5

@@ -28,8 +28,8 @@ def test_a_name_is_parsed_and_given_back() -> None:
         "cpu-ort-fp32-b0-t1",
         "cpu-ort-fp32-b1-t0",
         "cpu-ort-fp32-b1-t01",
-        "cpu-ort-int8-b1-t1",
-        "cpu-openvino-fp32-b1-t1",
+        "cpu-ort-bf16-b1-t1",
+        "cpu-tvm-fp32-b1-t1",
         "cuda-ort-fp32-b1-t1",
         "cuda-eager-fp32-b1-t1",  # a CUDA target names none
         "cpu-compiled-bf16-b1-t1",

@@ -1,0 +1,176 @@
+"""OpenVINO on the CPU, in float32 or int8; needs the packages `openvino` and `onnx`."""
+
+import io
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.runtimes.batches import check_input, in_batches
+from nas.runtimes.onnxruntime import random_graph
+from nas.runtimes.random_networks import fixed_images
+from nas.target import Target
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+
+__all__ = ["Session", "from_arch", "from_file", "from_prepared", "lacks", "prepare"]
+
+STAYS = (
+    4_000_000  # bytes of a compiled network that stays in memory when it is closed: to load one takes 0.1 s and more
+)
+
+
+def lacks(device: str) -> str | None:
+    """What a machine with the package lacks to run on the device: nothing."""
+    return None
+
+
+def from_arch(arch: Arch, target: Target) -> "Session":
+    """A session of a network with fixed random weights; in int8 of a graph quantised on random images.
+
+    Raises:
+        InputError: a network with thresholds.
+    """
+    target.check_runs(arch)
+    return Session(_compile(random_graph(arch, target), target, arch.id), target, arch.id)
+
+
+def prepare(arch: Arch, target: Target, path: Path) -> None:
+    """Write what `from_prepared` opens: the network of `from_arch`, compiled for this machine.
+
+    Raises:
+        InputError: as `from_arch`.
+    """
+    target.check_runs(arch)
+    path.write_bytes(_compile(random_graph(arch, target), target, arch.id))
+
+
+def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
+    """A session of a prepared network, whose file is removed."""
+    compiled = path.read_bytes()
+    path.unlink()
+    return Session(compiled, target, arch.id)
+
+
+def from_file(path: Path, target: Target) -> "Session":
+    """A session of an ONNX file, which is run as it is: one for an int8 target is quantised already.
+
+    Raises:
+        InputError: the file is missing, not a network that OpenVINO loads, or has another batch size.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    return Session(_compile(path, target, str(path)), target, str(path))
+
+
+def _compile(model: Path | bytes, target: Target, name: str) -> bytes:
+    """The network compiled for this machine, in OpenVINO's own form.
+
+    Raises:
+        InputError: OpenVINO refuses the graph, or its input is not a batch of images of the target's size.
+    """
+    import openvino
+
+    core = openvino.Core()
+    try:
+        graph = core.read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot load {name} ({_first_line(error)}); export it again") from error
+    inputs = [(given.any_name, [_side(side) for side in given.partial_shape]) for given in graph.inputs]
+    graph.reshape(list(check_input(name, inputs, target)))
+    try:
+        compiled = core.compile_model(graph, "CPU", _settings(target))
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot compile {name} ({_first_line(error)}); choose another target") from error
+    written: bytes = compiled.export_model()
+    return written.getvalue() if isinstance(written, io.BytesIO) else bytes(written)
+
+
+def _side(side: Any) -> int | str:
+    return int(side.get_length()) if side.is_static else "?"
+
+
+def _first_line(error: RuntimeError) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+def _settings(target: Target) -> dict[str, Any]:
+    """One network at a time on the target's threads; in float32 where a CPU with AMX would compute in bf16 unless told."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": target.threads or 1,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # the protocol pins the process
+    }
+
+
+class Session:
+    """A network in OpenVINO; implements `nas.runtimes.Session`.
+
+    A small network stays compiled when it is closed, and only its activations get fresh memory; a large one is loaded anew.
+    """
+
+    def __init__(self, compiled: bytes, target: Target, name: str) -> None:
+        """Take a network that was compiled for this machine; `name` is what messages call it.
+
+        Raises:
+            InputError: this machine cannot measure the target.
+        """
+        target.check_here()
+        self.target, self.name, self._bytes = target, name, compiled
+        self._network: Any = None
+        self._request: Any = None
+        self._images = fixed_images(tuple(self._opened().model_inputs[0].shape))
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of each side of the images it takes."""
+        return int(self._images.shape[-1])
+
+    @property
+    def classes(self) -> int:
+        """Class scores it gives for an image."""
+        return int(self.run(self._images).shape[1])
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) -> logits (N, classes), in batches of the target's size, the last one padded."""
+
+        def logits(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = np.array(self._opened().infer({0: batch})[0])
+            return found
+
+        return in_batches(logits, images, self.target.batch)
+
+    def reopen(self) -> None:
+        """Load the network anew, or give a small one fresh memory to work in."""
+        self.close()
+        self._opened()
+
+    def close(self) -> None:
+        """Give the memory back that a small network works in, that of a large one altogether."""
+        self._request = None
+        if len(self._bytes) > STAYS:
+            self._network = None
+
+    def time(self, repeats: int, images: NDArray[np.float32] | None = None) -> list[float]:
+        """Milliseconds of each run on one input, without `images` a fixed one; between runs the clock is read and no more."""
+        feed = {0: self._images if images is None else images}
+        run, clock = self._opened().infer, time.perf_counter_ns
+        marks = [clock()]
+        for _ in range(repeats):
+            run(feed, share_inputs=True, share_outputs=True)
+            marks.append(clock())
+        return [(after - before) / 1e6 for before, after in pairwise(marks)]
+
+    def _opened(self) -> Any:
+        if self._network is None:
+            import openvino
+
+            self._network = openvino.Core().import_model(io.BytesIO(self._bytes), "CPU", _settings(self.target))
+        if self._request is None:
+            self._request = self._network.create_infer_request()
+        return self._request

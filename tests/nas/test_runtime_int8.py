@@ -1,0 +1,74 @@
+"""Networks in int8: really so, near what they were, and the same in both runtimes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from nas.runtimes import RUNTIMES
+from nas.runtimes.onnxruntime import random_graph
+from nas.runtimes.quantise import calibration_images, quantise
+from nas.target import Target
+from search_spaces import SPACES
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, MB4D, Head, Stem, TokenPrune
+from search_spaces.errors import InputError
+
+ORT, OPENVINO = Target.parse("cpu-ort-int8-b1-t1"), Target.parse("cpu-openvino-int8-b1-t1")
+FLOAT = Target.parse("cpu-ort-fp32-b1-t1")
+ARCHS = [SPACES["hybrid_digits"](classes=10).largest, SPACES["vit_digits"](classes=10).largest]
+
+
+def images(arch: Arch, count: int) -> np.ndarray:
+    return np.concatenate([arch.example(seed=seed).numpy() for seed in range(count)])
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=["hybrid", "vit"])
+def test_scores_in_int8_are_near_those_in_float(arch: Arch) -> None:
+    given = images(arch, 8)
+    wanted = RUNTIMES["ort"].from_arch(arch, FLOAT).run(given)
+    found = [RUNTIMES[target.runtime].from_arch(arch, target).run(given) for target in (ORT, OPENVINO)]
+    for scores in found:
+        assert np.corrcoef(scores.ravel(), wanted.ravel())[0, 1] > 0.99
+        assert not np.array_equal(scores, wanted)
+    assert np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1] > 0.99
+
+
+def test_every_convolution_and_linear_layer_has_weights_of_eight_bits() -> None:
+    arch = ARCHS[0]
+    graph = onnx.load_from_string(quantise(random_graph(arch, FLOAT), calibration_images((1, 3, 64, 64)))).graph
+    bytes_of = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    made = {node.output[0]: node for node in graph.node}
+    weighted = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(weighted) > 5
+    for node in weighted:
+        assert made[node.input[1]].op_type == "DequantizeLinear" and made[node.input[1]].input[0] in bytes_of
+    size = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    assert size < 0.5 * len(random_graph(arch, FLOAT))
+
+
+def test_the_ranges_are_those_of_the_images_given() -> None:
+    arch = ARCHS[0]
+    graph = random_graph(arch, FLOAT)
+    usual, brighter = (
+        quantise(graph, [scale * batch for batch in calibration_images((1, 3, 64, 64))]) for scale in (1.0, 10.0)
+    )
+    assert usual != brighter
+    assert usual == quantise(graph, calibration_images((1, 3, 64, 64))), "the same on every day"
+
+
+def test_thresholds_are_refused() -> None:
+    arch = Arch(16, 3, (Stem(8), MB3D(heads=2, key_dim=4, value_dim=8), TokenPrune(8, True), MB3D(2, 4, 8), Head(3)))
+    for target in (ORT, OPENVINO, Target.parse("cpu-openvino-fp32-b1-t1")):
+        with pytest.raises(InputError, match="has thresholds"):
+            RUNTIMES[target.runtime].from_arch(arch, target)
+
+
+def test_openvino_computes_in_float32_with_the_threads_of_the_target() -> None:
+    arch = Arch(16, 3, (Stem(8), MB4D(ratio=1), Head(3)))
+    session = RUNTIMES["openvino"].from_arch(arch, Target.parse("cpu-openvino-fp32-b1-t2"))
+    compiled = session._opened().get_compiled_model()
+    assert str(compiled.get_property("INFERENCE_PRECISION_HINT")) in ("<Type: 'float32'>", "f32", "float32")
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    with torch.no_grad():
+        assert np.isfinite(session.run(images(arch, 2))).all()
