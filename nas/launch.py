@@ -17,6 +17,7 @@ from nas.evaluate import accuracy
 from nas.export import check_onnx, check_reads_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.networks import network_named
+from nas.peak_memory import peak_mb, weights_mb
 from nas.runtimes import RUNTIMES
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
@@ -65,8 +66,11 @@ def search_supernet(
     def measure(archs: Sequence[Arch]) -> list[float]:
         return measured_ms(archs, prices, plan.seed)
 
-    config = supernet_config(supernet, out, prices)
-    return run_search(model.space, prices, Scorer(model, data, plan.seed), measure, plan, out, config, resume=resume)
+    def memory(archs: Sequence[Arch]) -> list[float]:
+        return peak_mb(archs, prices.target)
+
+    config, score = supernet_config(supernet, out, prices), Scorer(model, data, plan.seed)
+    return run_search(model.space, prices, score, measure, plan, out, config, memory=memory, resume=resume)
 
 
 def retrain_network(
@@ -225,7 +229,7 @@ def export_network(
     static: bool = False,
     foreign: bool = False,
 ) -> dict[str, Any]:
-    """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, and its time.
+    """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, its time and memory.
 
     With `static` it is that of the network that keeps of every image as many patches as stay on average. For a network with
     thresholds, a table and `dataset`, `images_ms` holds the mean and the p95 over images, predicted and measured.
@@ -260,6 +264,7 @@ def export_network(
         "images": checked.images,
     }
     found |= {"measured_ms": taken, "predicted_ms": None if prices is None else prices.predict(named.arch).ms}
+    found |= {"peak_mb": peak_mb([path], wanted)[0], "weights_mb": weights_mb(named.arch)}
     if prices is not None and dataset is not None and named.arch != named.arch.keeping(adaptive=False):
         spread = compare(path, network, named.arch, images[:TIMED_IMAGES], prices, seed=seed)
         found["images_ms"] = {name: spread[name] for name in ("predicted", "measured", "ratio", "kept")}

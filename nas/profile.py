@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nas.correction import STATISTICS, Times, settle
 from nas.cost import macs
+from nas.peak_memory import peak_mb, weights_mb
 from nas.profile_probes import Chain, Narrower, Probes, make_probes
 from nas.progress import say
 from nas.solve import RIDGE, RowSystem
@@ -42,8 +43,8 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
         plateau: whether to time narrower blocks too.
 
     Returns:
-        `network`, `target`, `networks` (how many were timed), `rounds`, `statistic`, `noise_floor`, and the fields of
-        `decompose`.
+        `network`, `target`, `peak_mb` and `weights_mb` (see `nas.peak_memory`), `networks` (how many were timed), `rounds`,
+        `statistic`, `noise_floor`, and the fields of `decompose`.
 
     Raises:
         InputError: the target asks for more than the machine has, or cannot run the network.
@@ -52,7 +53,9 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
     probes = make_probes(arch, plateau)
     visits = time_sessions(probes.archs, probes.skeleton, target, rounds=rounds, seed=seed, protocol=PROFILE)
     times = settle(visits, rounds, PROFILE)
-    about = {"network": arch.id, "target": target.name, "networks": len(probes.archs), "rounds": rounds}
+    about: dict[str, Any] = {"network": arch.id, "target": target.name}
+    about |= {"peak_mb": peak_mb([arch], target)[0], "weights_mb": weights_mb(arch)}
+    about |= {"networks": len(probes.archs), "rounds": rounds}
     about |= {"statistic": times.statistic, "noise_floor": times.noise_floor, "disturbed": times.disturbed}
     found = decompose(probes, times.ms, list(_resampled(times, seed)), times.noise_floor)
     if max(times.noise_floor, found["misfit"]) > UNSURE:

@@ -14,6 +14,7 @@ from nas.evaluate import accuracy
 from nas.export import Checked, check_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.measure import measure_table
+from nas.peak_memory import peak_mb, weights_mb
 from nas.progress import say
 from nas.report import write_report
 from nas.runs import Run
@@ -31,6 +32,7 @@ __all__ = ["Quickstart", "Settings"]
 
 VERIFICATIONS = 4  # times that a retrained winner may turn out over budget
 LONGER = 3  # times the rounds of a timing that decides whether it does
+ONNX = "network.onnx"  # in a network's folder
 CHECK_IMAGES = 1000  # search-validation images on which an exported file is compared with its network
 
 
@@ -88,9 +90,13 @@ class Quickstart:
         search = self._search(table, largest_ms)
         self.retrained(self.space.largest, None)
         winners = self._verified(search, table)
-        results = [self._result(winner) for winner in winners]
+        archs = [*(winner.candidate.arch for winner in winners), self.space.largest]
+        *peaks, largest_mb = peak_mb([self._folder(arch) / ONNX for arch in archs], self.target)
+        results = [self._result(winner, peak) for winner, peak in zip(winners, peaks, strict=True)]
         largest = {
             "measured_ms": largest_ms,
+            "peak_mb": largest_mb,
+            "weights_mb": weights_mb(self.space.largest),
             "test_acc": self._test_acc(self.space.largest),
             "arch": self._file(self.space.largest, "arch.json"),
         }
@@ -127,6 +133,9 @@ class Quickstart:
         def measure(archs: Sequence[Arch]) -> list[float]:
             return measured_ms(archs, table, self.settings.seed)
 
+        def memory(archs: Sequence[Arch]) -> list[float]:
+            return peak_mb(archs, self.target)
+
         out = self.out / "search"
         run_search(
             self.space,
@@ -136,6 +145,7 @@ class Quickstart:
             plan,
             out,
             supernet_config(self.out / "supernet", out, table),
+            memory=memory,
             resume=True,
         )
         return Search(self.space, table, score, measure, plan, Run.open(out, "search"))
@@ -154,7 +164,7 @@ class Quickstart:
         recipe = self._recipe(self.settings.epochs)
         retrain(arch, self.data, recipe, folder, start=start, teacher=teacher, resume=True)
         network, _, _ = load_network(folder)
-        path = folder / "network.onnx"
+        path = folder / ONNX
         if not path.exists():
             export_onnx(network, arch.example(self.target.batch), path)
         own = self.data.at(arch.image_size)
@@ -195,7 +205,7 @@ class Quickstart:
         for record in self.run.records():
             if record["event"] == "verified" and record["timings"].keys() == budgets.keys():
                 return dict(record["timings"])
-        files = [self.out / "networks" / name / "network.onnx" for name in budgets]
+        files = [self.out / "networks" / name / ONNX for name in budgets]
         found = timed(files, table, self.settings.seed)
         if any(timing.ms > budget for timing, budget in zip(found, budgets.values(), strict=True)):
             found = timed(files, table, self.settings.seed, LONGER * ROUNDS)
@@ -211,7 +221,7 @@ class Quickstart:
         )
         return search.winner(winner.budget_ms, limit)
 
-    def _result(self, winner: Winner) -> dict[str, Any]:
+    def _result(self, winner: Winner, peak: float) -> dict[str, Any]:
         arch = winner.candidate.arch
         checked = self.checked[arch.id]
         return {
@@ -219,11 +229,13 @@ class Quickstart:
             "predicted_ms": winner.candidate.ms,
             "measured_ms": winner.measured_ms,
             "timing": self.timings[arch.id],
+            "peak_mb": peak,
+            "weights_mb": weights_mb(arch),
             "search_acc": winner.search_acc,
             "test_acc": self._test_acc(arch),
             "arch": self._file(arch, "arch.json"),
             "weights": self._file(arch, "weights.safetensors"),
-            "onnx": self._file(arch, "network.onnx"),
+            "onnx": self._file(arch, ONNX),
             "onnx_max_abs_diff": checked.max_abs_diff,
             "onnx_top1_agreement": checked.top1_agreement,
         }

@@ -47,6 +47,7 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
         f"<p>{_headline(summary)}</p>",
         "<h2>Results</h2>",
         _results(summary, archs, largest),
+        '<p class="note">Peak MB: what loading the exported file and running it adds to a process at most, in 10^6 bytes.</p>',
         "<h2>Latency and accuracy</h2>",
         _figure(_front(summary, evaluated), plotly=True),
         '<p class="note">Grey: networks evaluated with the supernet\'s weights on search-validation, at their predicted latency.'
@@ -94,6 +95,7 @@ def _results(summary: dict[str, Any], archs: Sequence[Arch], largest: Arch) -> s
         "budget ms",
         "predicted ms",
         "measured ms",
+        "peak MB",
         "search acc",
         "test acc",
         "ONNX max |diff|",
@@ -105,6 +107,7 @@ def _results(summary: dict[str, Any], archs: Sequence[Arch], largest: Arch) -> s
             f"{result['budget_ms']:.3f}",
             f"{result['predicted_ms']:.3f}",
             f"{result['measured_ms']:.3f}",
+            _megabytes(result),
             f"{result['search_acc']:.1%}",
             f"{result['test_acc']:.1%}",
             f"{result['onnx_max_abs_diff']:.1e}",
@@ -114,8 +117,14 @@ def _results(summary: dict[str, Any], archs: Sequence[Arch], largest: Arch) -> s
         for result, arch in zip(summary["results"], archs, strict=True)
     ]
     top = summary["largest"]
-    rows.append(("largest", "", f"{top['measured_ms']:.3f}", "", f"{top['test_acc']:.1%}", "", "", sketch(largest)))
+    figures = (f"{top['measured_ms']:.3f}", _megabytes(top), "", f"{top['test_acc']:.1%}", "", "")
+    rows.append(("largest", "", *figures, sketch(largest)))
     return _rows(header, rows)
+
+
+def _megabytes(figures: dict[str, Any]) -> str:
+    """Peak memory, which quickstarts of before it was measured lack."""
+    return f"{figures['peak_mb']:.1f}" if "peak_mb" in figures else ""
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,7 @@ from search_spaces import Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Candidate", "Measure", "Plan", "Score", "Search", "Winner", "run_search", "supernet_config"]
+__all__ = ["Candidate", "Measure", "Memory", "Plan", "Score", "Search", "Winner", "run_search", "supernet_config"]
 
 ASKS_PER_TRIAL = 60  # proposals that may be passed over, for each one that is evaluated
 NEAR = 0.85  # share of a budget from which on a network is worth a look: one that leaves more of it unused seldom wins
@@ -31,6 +31,9 @@ SAFETY = 0.995  # of the tightened budget, so that each round ends below the las
 
 Measure = Callable[[Sequence[Arch]], list[float]]
 """Networks -> measured milliseconds of each, end to end in the target runtime."""
+
+Memory = Callable[[Sequence[Arch]], list[float]]
+"""Networks -> MB that each takes at its peak there; see `nas.peak_memory`."""
 
 
 class Score(Protocol):
@@ -236,9 +239,12 @@ def run_search(
     out: Path,
     config: dict[str, Any],
     *,
+    memory: Memory | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Search into the run folder `out`; returns its summary, in the form that `nas search --json` prints.
+
+    With `memory` the winners' peaks are measured too, once all else is done.
 
     Raises:
         BudgetError: a budget cannot be met.
@@ -263,18 +269,20 @@ def run_search(
     with run.locked():
         search = Search(space, prices, score, measure, plan, run)
         search.explore()
-        results = [_written(winner, out) for winner in search.winners()]
+        winners = search.winners()
+        peaks = [None] * len(winners) if memory is None else memory([winner.candidate.arch for winner in winners])
+        results = [_written(winner, peak, out) for winner, peak in zip(winners, peaks, strict=True)]
         found = {"results": results, "evaluations": len(search.evaluated), "seconds": time.monotonic() - started}
         return run.finish(found)
 
 
-def _written(winner: Winner, out: Path) -> dict[str, Any]:
+def _written(winner: Winner, peak_mb: float | None, out: Path) -> dict[str, Any]:
     """Write the winner's architecture into `out`; its figures."""
     arch = winner.candidate.arch
     name = f"{arch.id}.arch.json"
     atomic_write(out / name, arch.to_json() + "\n")
     figures = {"budget_ms": winner.budget_ms, "predicted_ms": winner.candidate.ms, "measured_ms": winner.measured_ms}
-    return {**figures, "search_acc": winner.search_acc, "arch": name}
+    return {**figures, "peak_mb": peak_mb, "search_acc": winner.search_acc, "arch": name}
 
 
 def supernet_config(supernet: Path, out: Path, table: LatencyTable) -> dict[str, str]:

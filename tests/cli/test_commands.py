@@ -66,7 +66,7 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     results = nas(*search, "--budget-ms", budgets, "--out", tmp_path / "found")
     assert results["evaluations"] == 12 and results["seconds"] > 0
     for result in results["results"]:
-        assert result["measured_ms"] <= result["budget_ms"]
+        assert result["measured_ms"] <= result["budget_ms"] and result["peak_mb"] > 0
         assert (tmp_path / "found" / result["arch"]).is_file() and 0 < result["search_acc"] <= 1
 
     for command in (("export", "--out", tmp_path / "e"), ("profile",)):
@@ -87,6 +87,7 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     exported = nas("export", tmp_path / "n", "--table", table, "--data", "toy", "--out", tmp_path / "e2")
     assert exported["max_abs_diff"] <= 1e-4 and exported["top1_agreement"] >= 0.999 and exported["images"] == 512
     assert exported["measured_ms"] > 0 and exported["predicted_ms"] > 0
+    assert exported["peak_mb"] > exported["weights_mb"] > 0
     run, file = (nas("evaluate", path, "--data", "toy") for path in (tmp_path / "n", exported["path"]))
     assert run["acc"] == file["acc"] == trained["test_acc"] and run["images"] == 512 and run["ms_per_image"] > 0
 

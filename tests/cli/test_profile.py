@@ -26,6 +26,7 @@ def test_a_profile_has_the_fields_of_the_contract(path: Path) -> None:
     assert found.returncode == 0, found.stderr
     value = json.loads(found.stdout)
     assert value["network"] == ARCH.id and value["target"] == TARGET and value["rounds"] == 4 and value["networks"] > 15
+    assert value["peak_mb"] >= value["weights_mb"] > 0
     assert value["measured_ms"] > 0 and value["total_ms"] > 0 and value["noise_floor"] >= 0
     assert [block["name"] for block in value["blocks"]] == [f"{i} {spec.label}" for i, spec in enumerate(ARCH.blocks)]
     assert [block["macs"] for block in value["blocks"]] == [spec.macs(state) for spec, state in ARCH.steps()]

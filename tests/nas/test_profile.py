@@ -7,6 +7,7 @@ from math import ceil
 import numpy as np
 import pytest
 
+from nas.cost import params
 from nas.profile import decompose, profile
 from nas.profile_probes import Probes, make_probes
 from nas.target import Target
@@ -189,9 +190,11 @@ def test_a_profile_times_every_probe_beside_the_skeleton(
         return visited(archs, ms, ms[reference.id], rounds)
 
     monkeypatch.setattr("nas.profile.time_sessions", timed)
+    monkeypatch.setattr("nas.profile.peak_mb", lambda archs, target: [7.0 for _ in archs])
     monkeypatch.setattr("nas.profile.UNSURE", 0.005)
     found = profile(arch, Target.parse(TARGET), rounds=5, seed=3)
     assert asked == [(5, 3)] and found["measured_ms"] == pytest.approx(ms[arch.id])
+    assert found["peak_mb"] == 7 and found["weights_mb"] == 4e-6 * params(arch)
     assert found["networks"] == len(probes.archs) and found["noise_floor"] == found["disturbed"] == 0
     for block in found["blocks"]:
         assert block["low"] == pytest.approx(block["ms"]) == pytest.approx(block["high"])

@@ -89,6 +89,8 @@ def test_quickstart_killed_resumed_and_read_back(tmp_path: Path) -> None:
     page = (out / summary["report"]).read_text()
     assert "<script src=" not in page
     assert "<link" not in page
+    for result in [*summary["results"], summary["largest"]]:
+        assert result["peak_mb"] > result["weights_mb"] > 0 and f"<td>{result['peak_mb']:.1f}</td>" in page
     for result in summary["results"]:
         assert sketch(read_arch(out / result["arch"])) in page
         assert f"{result['measured_ms']:.3f}" in page

@@ -64,6 +64,17 @@ def test_winners_hold_their_budgets_and_grow_with_them(tmp_path: Path) -> None:
         assert result["predicted_ms"] == pytest.approx(macs(arch))
 
 
+def test_the_peak_memory_of_the_winners_is_asked_for_once_all_is_done(tmp_path: Path) -> None:
+    def memory(archs: Sequence[Arch]) -> list[float]:
+        return [10 * macs(arch) for arch in archs]
+
+    plan = Plan((0.5, 1.0), trials=20)
+    summary = run_search(SPACE, Prices(), score, honest, plan, tmp_path / "s", {}, memory=memory)
+    for result in summary["results"]:
+        assert result["peak_mb"] == pytest.approx(10 * result["measured_ms"])
+    assert [result["peak_mb"] for result in search(tmp_path / "t", plan)["results"]] == [None, None]
+
+
 def test_no_network_is_evaluated_twice_nor_over_the_largest_budget(tmp_path: Path) -> None:
     looked: list[str] = []
 
