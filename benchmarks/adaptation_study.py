@@ -122,7 +122,9 @@ def trial(table: LatencyTable, rule: Rule, nets: int, seed: int) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--*.csv")))
+    parser.add_argument(
+        "--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
+    )
     parser.add_argument("--nets", type=int, default=NETS)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("results/adaptation_study.json"))

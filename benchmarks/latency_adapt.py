@@ -67,7 +67,9 @@ def trial(source: LatencyTable, target: str, given: argparse.Namespace, out: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--*.csv")))
+    parser.add_argument(
+        "--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
+    )
     parser.add_argument("--targets", nargs="+", default=["cpu-ort-fp32-b1-t2"])
     parser.add_argument("--nets", type=int, default=NETS)
     parser.add_argument("--validate", type=int, default=40, help="networks to validate on")

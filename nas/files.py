@@ -84,7 +84,9 @@ def read_json(path: Path) -> Any:
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); restore or remove it"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
-        raise InputError(f"{path} holds JSON that cannot be read ({error}); restore or remove it") from error
+        raise InputError(
+            f"{path} holds JSON with lists without end, or a number of thousands of digits; restore or remove it"
+        ) from error
 
 
 def lock(file: IO[Any], path: Path) -> None:

@@ -52,7 +52,7 @@ class LatencyTable:
 
     content: Content
     path: Path  # of the two files, without suffix
-    _prices: WeakKeyDictionary[Space, CodePrices | None] = field(
+    _prices: WeakKeyDictionary[Space, CodePrices] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )
     _blocks: dict[tuple[BlockSpec, State], float | tuple[Row, ...]] = field(
@@ -243,8 +243,6 @@ class LatencyTable:
     def _predict_chunk(self, codes: NDArray[np.integer[Any]], space: Space) -> NDArray[np.float64]:
         """Milliseconds of a few codes of the right shape."""
         prices, calibration = self._prices_of(space), self.content.calibration
-        if prices is None:
-            return np.array([self.predict(space.decode(code)).ms for code in codes])
         wrong = prices.outside(codes)
         if wrong is not None:
             space.decode(codes[wrong])  # says what is wrong
@@ -254,10 +252,9 @@ class LatencyTable:
             raise AssertionError(f"terms of {space.name} need rows that its networks do not")
         return found
 
-    def _prices_of(self, space: Space) -> CodePrices | None:
-        """Prepared once for a space; None where it does not say what its rows are made of."""
+    def _prices_of(self, space: Space) -> CodePrices:
+        """Prepared once for a space."""
         if space not in self._prices:
-            terms = space.terms
             known: dict[Row, float] = {}
 
             def ms(rows: tuple[Row, ...]) -> float:
@@ -267,7 +264,7 @@ class LatencyTable:
                 return sum(known[row] for row in rows)
 
             limits = [len(choice.values) for choice in space.choices]
-            self._prices[space] = None if terms is None else CodePrices.of(terms, limits, ms)
+            self._prices[space] = CodePrices.of(space.terms, limits, ms)
         return self._prices[space]
 
     @cached_property

@@ -23,15 +23,16 @@ from nas.scratch import scratch_dir
 from nas.solve import RowSystem
 from nas.table_file import Adaptation, Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
-from nas.timing import ROUNDS, time_sessions
+from nas.timing import time_sessions
 from nas.visits import PROTOCOL, Protocol
 from search_spaces.errors import InputError
 from search_spaces.space import Space
 
-__all__ = ["measure_table", "table_stem"]
+__all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
 NOISY = 0.03  # a noise floor above this is no measurement to go by
 DRIFTED = 0.25  # neither is a clock that moved by more
+TABLE_ROUNDS = 8  # visits that each network of a table gets at least; more follow where they pay
 FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
 RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
@@ -80,7 +81,7 @@ def measure_table(
     target: Target,
     out: Path,
     *,
-    rounds: int = ROUNDS,
+    rounds: int = TABLE_ROUNDS,
     minutes: float | None = None,
     seed: int = 0,
     resume: bool = False,

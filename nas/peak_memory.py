@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -55,6 +54,12 @@ def peak_mb(networks: Sequence[Arch | Path], target: Target) -> list[float]:
     return [found[network] for network in networks]
 
 
+def request(target: Target, networks: Sequence[Arch | Path]) -> bytes:
+    """What `nas.peak_process.serve` reads: a JSON object with the target's name, and an architecture or a path for each network."""
+    given = [{"arch": one.to_json()} if isinstance(one, Arch) else {"path": str(one)} for one in networks]
+    return json.dumps({"target": target.name, "networks": given}).encode()
+
+
 def weights_mb(arch: Arch) -> float:
     """MB (10^6 bytes) of the network's weights at 4 bytes each, which is what fp32 holds of them at least."""
     return 4 * params(arch) / MB
@@ -75,7 +80,7 @@ def _asked(networks: Sequence[Arch | Path], target: Target) -> Iterator[Iterator
         try:
             assert process.stdin is not None
             with suppress(BrokenPipeError):  # where it has ended, its answers say so
-                process.stdin.write(pickle.dumps((target, networks)))
+                process.stdin.write(request(target, networks))
                 process.stdin.close()
             yield _answers(process)
         finally:

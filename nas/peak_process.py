@@ -9,7 +9,6 @@ import ctypes
 import gc
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -38,7 +37,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def serve() -> None:
-    """Read a pickled `(target, networks)` on stdin; write a JSON line for each network on stdout.
+    """Read what `nas.peak_memory.request` asks on stdin; write a JSON line for each network on stdout.
 
     A line is `{"bytes": …, "prepared": whether getting it ready is counted}`, `{"refused": the InputError's line}`, or
     `{"signal": number}` where the process was killed, which SIGALRM does after `LIMIT_S` seconds.
@@ -46,7 +45,9 @@ def serve() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who asked may be killed
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what exporters and runtimes print is no answer
-    target, networks = pickle.load(sys.stdin.buffer)
+    asked = json.load(sys.stdin)
+    target = Target.parse(asked["target"])
+    networks = [Arch.from_json(one["arch"]) if "arch" in one else Path(one["path"]) for one in asked["networks"]]
     import_module(RUNTIMES[target.runtime].module)
     for network in networks:
         process = os.fork()

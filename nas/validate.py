@@ -35,7 +35,7 @@ def validate(
         space: whose networks; without it, the table's.
 
     Returns:
-        `within_3pct`, `within_5pct`, `within_10pct` (shares of the networks), `mape`, `bias` (mean of predicted over
+        `within_3pct`, `within_5pct`, `within_10pct`, `within_band` (shares of the networks), `mape`, `bias` (mean of predicted over
         measured, less 1), `kendall_tau`, `noise_floor` (mean split-half noise of the measured), `drift` (this clock
         over the table's), `nets`, and `networks`: a list of `arch`, `predicted_ms`, `low`, `high`, `measured_ms`,
         `error`.
@@ -73,6 +73,7 @@ def _judge(archs: Sequence[Arch], predictions: Sequence[Prediction], timings: Se
     shares = {f"within_{limit}pct": float((np.abs(errors) <= limit / 100).mean()) for limit in (3, 5, 10)}
     return {
         **shares,
+        "within_band": float(np.mean([p.low <= t.ms <= p.high for p, t in zip(predictions, timings, strict=True)])),
         "mape": float(np.abs(errors).mean()),
         "bias": float(errors.mean()),
         "kendall_tau": float(kendalltau(predicted, measured).statistic),

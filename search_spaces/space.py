@@ -92,13 +92,13 @@ class Space(ABC):
         """Every latency-table row that a network of this space may need, in a fixed order."""
 
     @property
-    def terms(self) -> tuple[Factor, ...] | None:
+    @abstractmethod
+    def terms(self) -> tuple[Factor, ...]:
         """What the rows of a network are made of: of any code in range, canonical or not, each term decides some of them.
 
         The values of a term are tuples of rows, and all terms together give `decode(code).rows`, in whatever order. So
-        codes are priced without their networks. None where a space does not say, and networks are priced one by one.
+        codes are priced without their networks.
         """
-        return None
 
     @abstractmethod
     def probes(self) -> tuple[Arch, ...]:

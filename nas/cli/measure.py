@@ -17,7 +17,9 @@ def measure(
         str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")
     ] = "cpu-ort-fp32-b1-t1",
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the data the networks are for.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Times that every network is visited at least.")] = 8,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=4, help="Times that every network is visited at least; 8 unless told.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="For all of it: fewer rounds, and the rest where it pays most.")
     ] = None,
@@ -41,8 +43,8 @@ def measure(
     """Build the latency table of a space on this machine."""
     from nas.adaptation import NETS
     from nas.latency import LatencyTable
-    from nas.measure import measure_table
-    from nas.tables import tables_dir
+    from nas.measure import TABLE_ROUNDS, measure_table
+    from nas.tables import table_path, tables_dir
     from nas.target import Target
     from nas.train.supernet import space_named
     from search_spaces.errors import InputError
@@ -57,12 +59,12 @@ def measure(
         networks,
         wanted,
         folder,
-        rounds=rounds,
+        rounds=rounds or TABLE_ROUNDS,
         minutes=minutes,
         seed=seed,
         resume=resume,
         fresh=fresh,
-        source=None if source is None else LatencyTable.load(source),
+        source=None if source is None else LatencyTable.load(table_path(source)),
         nets=NETS if nets is None else nets,
     )
     found = {

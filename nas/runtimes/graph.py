@@ -53,7 +53,7 @@ class GraphSession(Session):
 
     def _started(self) -> Forward:
         buffer = super()._placed(self._images)
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no annotations there
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM):

@@ -76,7 +76,6 @@ def from_arch(arch: Arch, target: Target) -> "Session":
     Raises:
         InputError: a network with thresholds, which takes images one by one, on a target with a larger batch.
     """
-    target.check_runs(arch)
     return Session(random_graph(arch, target), target, arch.id)
 
 
@@ -86,7 +85,6 @@ def prepare(arch: Arch, target: Target, path: Path) -> None:
     Raises:
         InputError: as `from_arch`.
     """
-    target.check_runs(arch)
     _optimise(random_graph(arch, target), target, arch.id, path)
 
 
@@ -101,6 +99,7 @@ def random_graph(arch: Arch, target: Target) -> bytes:
     Raises:
         InputError: as `from_arch`.
     """
+    target.check_runs(arch)
     shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
     network = random_network(arch, torch.from_numpy(fixed_images(shape)))
     graph = export_onnx(network, arch.example(target.batch))

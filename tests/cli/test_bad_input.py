@@ -14,7 +14,7 @@ from nas.runs import Run
 from search_spaces import SPACES
 from tests.search_spaces.test_arch import SMALL
 
-TABLE = next(SHIPPED.glob("hybrid_digits--*.csv"))
+TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
 LIMIT = 200_000  # bytes that a file may have when the disk is "full"
 
 

@@ -22,9 +22,9 @@ from search_spaces import SPACES, InputError
 from tests.nas.test_latency import VERDICT, content
 
 TARGET = Target.parse("cpu-ort-fp32-b1-t1")
-FIELDS = {"name", "space", "target", "machine", "here", "age_days", "rows", "nets", "heldout_mape"}
+FIELDS = {"name", "space", "target", "machine", "here", "age_days", "rows", "nets", "heldout_mape", "adapted_from"}
 FIELDS |= {"verdict", "fault", "path"}
-(NAME,) = (path.stem for path in SHIPPED.glob("hybrid_digits--cpu-ort-*.json"))
+(NAME,) = (path.stem for path in SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.json"))
 
 
 @pytest.fixture(autouse=True)

@@ -194,6 +194,8 @@ def test_validation_compares_predictions_with_networks_that_are_measured_whole(m
     assert [found[f"within_{limit}pct"] for limit in (3, 5, 10)] == pytest.approx(
         [np.mean(np.abs(errors) <= limit / 100) for limit in (3, 5, 10)]
     )
+    inside = [net["low"] <= net["measured_ms"] <= net["high"] for net in found["networks"]]
+    assert found["within_band"] == pytest.approx(sum(inside) / len(inside))
     assert -1 <= found["kendall_tau"] <= 1 and found["noise_floor"] >= 0 and found["drift"] > 0
     json.dumps(found, allow_nan=False)
     with pytest.raises(InputError, match="at least 2"):

@@ -30,7 +30,7 @@ def refusal(stem: Path) -> str:
     with pytest.raises(InputError) as caught:
         LatencyTable.load(stem)
     message = str(caught.value)
-    assert message.isprintable() and len(message) <= 400
+    assert message.isprintable() and len(message) <= 300
     return message
 
 
