@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from latency_tables import SHIPPED
 from nas.adaptation import NETS
@@ -23,7 +22,7 @@ from nas.measure import measure_table
 from nas.plan import VALIDATION_STREAM, draw
 from nas.target import Target
 from nas.timing import ROUNDS
-from nas.validate import validate
+from nas.validate import accuracy, validate
 
 FIGURES = ("within_3pct", "within_5pct", "within_10pct", "mape", "kendall_tau")
 
@@ -34,9 +33,7 @@ def scaled(source: LatencyTable, scale: float, found: dict[str, Any], seed: int)
     assert [arch.id for arch in archs] == [one["arch"] for one in found["networks"]]
     predicted = scale * np.array([source.predict(arch).ms for arch in archs])
     measured = np.array([one["measured_ms"] for one in found["networks"]])
-    errors = np.abs(predicted / measured - 1)
-    shares = {f"within_{limit}pct": float((errors <= limit / 100).mean()) for limit in (3, 5, 10)}
-    return {**shares, "mape": float(errors.mean()), "kendall_tau": float(kendalltau(predicted, measured).statistic)}
+    return accuracy(predicted, measured)
 
 
 def trial(source: LatencyTable, target: str, given: argparse.Namespace, out: Path) -> dict[str, Any]:

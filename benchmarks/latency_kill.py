@@ -42,7 +42,7 @@ from nas.cli import main
 main()
 """
 
-Visits = list[tuple[int, str]]
+Visits = list[tuple[bool, int, str]]  # whether made to calibrate, round, network
 
 
 def tiny(classes: int = 10) -> Hybrid:
@@ -81,8 +81,8 @@ class Measuring:
         """What is wrong with the files once a process has ended."""
         faults, before = [], self.visits
         values = [json.loads(line) for line in self.samples().split(b"\n")[:-1]]
-        found = [(value["r"], value["n"]) for value in values if "n" in value]
-        self.visits = [visit for visit in found if visit[1] != REFERENCE]
+        found = [(value.get("apart", False), value["r"], value["n"]) for value in values if "n" in value]
+        self.visits = [visit for visit in found if visit[2] != REFERENCE]
         if self.visits[: len(before)] != before:
             faults.append("recorded visits were lost")
         if len({*self.visits}) < len(self.visits):
@@ -97,8 +97,10 @@ class Measuring:
     def check_done(self, keys: set[str] | None) -> list[str]:
         """What is wrong once the table is there, whose rows must be `keys`."""
         faults, made = self.check(), {*self.visits}
-        networks = json.loads(self.samples().partition(b"\n")[0])["header"]["networks"]
-        lost = len({(number, name) for number in range(self.rounds) for name in networks} - made)
+        header = json.loads(self.samples().partition(b"\n")[0])["header"]
+        sessions = ((True, header["apart"]), (False, header["networks"]))
+        wanted = {(apart, number, name) for apart, names in sessions for number in range(self.rounds) for name in names}
+        lost = len(wanted - made)
         if lost:
             faults.append(f"{lost} visits are missing")
         rows = self.rows()

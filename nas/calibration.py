@@ -1,6 +1,6 @@
 """How the sum of a network's rows becomes a prediction with a band, judged on networks held out of the solve."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,29 +51,29 @@ def _by_kind(sums: Floats, parts: Floats, ms: Floats) -> _Fit:
     return _Fit(scale=float(scale), more=max(-0.9, float(extra / scale)))
 
 
-def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp]) -> Calibration:
-    """Fit on the networks `nets` of the system, each priced by rows solved without it.
+def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, moved: float = 0.0) -> Calibration:
+    """Fit on the networks of a system, from whose times the rows were not solved.
 
     A scale, the median of measured over summed. Where one earns its place, the robust line of Theil and Sen instead, or a factor
-    for the rows of one kind besides: what they take more between other blocks than in chains of their own. Errors are held out
-    twice: the network enters neither the rows nor the fit that predict it. The band is that of a new network, were the errors
+    for the rows of one kind besides: what they take more between other blocks than in chains of their own. Errors are held out:
+    the network does not enter the fit that predicts it. The band is that of a new network on another occasion, were the errors
     normal: the extremes of few errors would say less.
 
     Args:
-        system: all networks.
-        ms: their measured times.
-        nets: indices of the calibration networks, at least three.
+        system: the calibration networks, at least three.
+        rows: ms by key.
+        measured: (networks,) their times.
+        moved: root mean square of the relative difference of their times between the two halves of the measurement.
     """
-    assert len(nets) >= 3
-    everything = np.arange(len(ms))
-    folds = [np.arange(first, len(nets), FOLDS) for first in range(min(FOLDS, len(nets)))]
+    count = len(measured)
+    assert count >= 3
+    folds = [np.arange(first, count, FOLDS) for first in range(min(FOLDS, count))]
     kinds = sorted({row.op for row in system.rows})
     member = np.array([[row.op == kind for kind in kinds] for row in system.rows], dtype=float)
-    parts = np.empty((len(nets), len(kinds)))  # each network's sum of rows, kind by kind
-    for fold in folds:
-        rows = system.solve(ms, np.setdiff1d(everything, nets[fold]))
-        parts[fold] = (system.counts[nets[fold]] * rows) @ member
-    sums, measured, nothing = parts.sum(1), ms[nets], np.zeros(len(nets))
+    parts = (
+        system.counts * [rows[row.key] for row in system.rows]
+    ) @ member  # each network's sum of rows, kind by kind
+    sums, nothing = parts.sum(1), np.zeros(count)
     usual: tuple[Fitting, Floats, str] = (_scale, nothing, "")
     ways = [usual, (_affine, nothing, ""), *((_by_kind, parts[:, i], kind) for i, kind in enumerate(kinds))]
     errors = [_held_out(fit, folds, sums, part, measured) for fit, part, _ in ways]
@@ -82,13 +82,17 @@ def calibrate(system: RowSystem, ms: Floats, nets: NDArray[np.intp]) -> Calibrat
     best = best if amounts[best] < EARNS * amounts[0] else 0
     (fit, part, kind), error = ways[best], errors[best]
     fitted = fit(sums, part, measured)
-    return banded(error, offset=fitted.offset, scale=fitted.scale, kind=kind, factor=1 + fitted.more)
+    return banded(error, moved, offset=fitted.offset, scale=fitted.scale, kind=kind, factor=1 + fitted.more)
 
 
-def banded(errors: Floats, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0) -> Calibration:
-    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1."""
+def banded(
+    errors: Floats, moved: float = 0.0, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0
+) -> Calibration:
+    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1, `moved` as for `calibrate`."""
     over = 1 / (1 + errors)  # measured over predicted
-    half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * over.std(ddof=1) * np.sqrt(1 + 1 / len(errors))
+    # On each occasion a time has a variance of half of `moved` squared, so another differs from the mean of two by 3/4 of it.
+    variance = over.var(ddof=1) * (1 + 1 / len(errors)) + 0.75 * moved**2
+    half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * np.sqrt(variance)
     return Calibration(
         offset=offset,
         scale=scale,
@@ -99,6 +103,7 @@ def banded(errors: Floats, *, offset: float, scale: float = 1.0, kind: str = "",
         nets=len(errors),
         kind=kind,
         factor=factor,
+        moved=moved,
     )
 
 

@@ -54,6 +54,7 @@ class Times:
     noise_floor: float  # mean of `noise`
     drift: float  # slowest clock over fastest among the kept visits, less 1
     disturbed: float  # share of the visits that were disturbed
+    moved: float  # root mean square of the relative difference between a network's later visits and its earlier ones
     interval: float  # half the 95% interval of a network's time, as a share of it: what 90% of the networks are within
     poor: tuple[str, ...]  # networks with fewer undisturbed visits than they need
     kept: Mapping[str, tuple[Kept, ...]]  # by network, in order of time
@@ -126,6 +127,15 @@ def _split_half(kept: Sequence[Kept], quantile: float) -> float:
         return 0.0
     first, second = _quantile(kept[::2], quantile), _quantile(kept[1::2], quantile)
     return 2 * abs(first - second) / (first + second)
+
+
+def _moved(kept: Sequence[Kept], quantile: float) -> float:
+    """Relative difference of the statistic between the later half of the visits and the earlier; 0 for a single visit."""
+    if len(kept) < 2:
+        return 0.0
+    middle = len(kept) // 2
+    before, after = _quantile(kept[:middle], quantile), _quantile(kept[middle:], quantile)
+    return 2 * (after - before) / (after + before)
 
 
 def interval(kept: Sequence[Kept]) -> float:
@@ -205,6 +215,7 @@ def settle(
         noise_floor=float(np.mean(list(noises[chosen].values()))),
         drift=max(clocks) / min(clocks) - 1,
         poor=tuple(network for network in networks if len(_steady(groups[network])) < protocol.enough(rounds)),
+        moved=float(np.sqrt(np.mean([_moved(kept[network], STATISTICS[chosen]) ** 2 for network in networks]))),
         disturbed=float(np.mean([not one.steady for one in every])),
         interval=float(np.quantile([min(1.0, interval(kept[network])) for network in networks], 0.9)),
         kept={network: kept[network] for network in networks},

@@ -15,6 +15,7 @@ from nas.adaptation import NETS, Adapted, adapt, check_source, choose_nets
 from nas.calibration import calibrate
 from nas.correction import Times, settle
 from nas.effort import leverage
+from nas.elsewhere import time_elsewhere
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
@@ -23,8 +24,8 @@ from nas.scratch import scratch_dir
 from nas.solve import RowSystem
 from nas.table_file import Adaptation, Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
-from nas.timing import time_sessions
-from nas.visits import PROTOCOL, Protocol
+from nas.timing import open_sessions, time_opened, time_sessions
+from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.errors import InputError
 from search_spaces.space import Space
 
@@ -32,9 +33,13 @@ __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
 NOISY = 0.03  # a noise floor above this is no measurement to go by
 DRIFTED = 0.25  # neither is a clock that moved by more
+MOVED = 0.03  # nor are times that, at the same clock, differ by more between the halves of a measurement
 TABLE_ROUNDS = 8  # visits that each network of a table gets at least; more follow where they pay
 FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
+APART_SHARE = (
+    0.1  # of the time for timing, which the calibration networks get at most before the others, and after them
+)
 RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
 UNLIKE = 0.05  # held-out error of an adapted table above which the targets have too little in common
 POOR = 0.1  # share of the networks that may lack undisturbed visits: the least disturbed ones stand in for them
@@ -65,6 +70,7 @@ class Job:
             "rounds": self.rounds,
             "seed": self.seed,
             "networks": sorted(arch.id for arch in self.plan.archs),
+            "apart": sorted(arch.id for arch in self.plan.apart),
             "reference": self.plan.reference.id,
             "known_rows": len(self.plan.known),
             **adapted,
@@ -143,7 +149,7 @@ def _adaptation_plan(space: Space, source: LatencyTable, nets: int, seed: int, p
     check_source(source, space)
     if present is not None:
         raise InputError(f"{present} is there and lacks rows of {space.name}; pass --fresh to adapt a new one over it")
-    return Plan((), choose_nets(source, space, nets, seed), source.reference, {}, ())
+    return Plan((), choose_nets(source, space, nets, seed), (), source.reference, {}, ())
 
 
 def _deadline(minutes: float | None) -> float | None:
@@ -164,8 +170,24 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
     """Make the visits that are left, and write the table."""
     started = time.time()
     floor, statistic = (None, None) if table is None else (table.reference_ms, table.statistic)
-    weights = leverage(job.plan.archs, job.plan.used) if job.plan.probes else None
-    visits = time_sessions(
+    visits, apart = _new_visits(job, samples) if job.plan.apart else (_few_visits(job, samples, floor), [])
+    times = settle(visits, job.rounds, job.protocol, statistic, floor)
+    at, seconds = round(started), round(time.time() - started, 1)
+    if job.plan.apart:
+        whole = settle(apart, job.rounds, job.protocol, times.statistic)
+        content = _content(job, times, whole, at, seconds)
+    elif table is not None:
+        content = _more_content(job, times, table.content, at, seconds)
+    else:
+        assert job.source is not None
+        content = _adapted_content(job, times, job.source, at, seconds)
+    write(stem, content)
+    samples.finish()
+
+
+def _few_visits(job: Job, samples: Samples, floor: float | None) -> list[Visit]:
+    """Visits of the networks of an adaptation, or of some missing rows."""
+    return time_sessions(
         job.plan.archs,
         job.plan.reference,
         job.target,
@@ -176,16 +198,56 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
         record=samples.append,
         done=samples.done,
         deadline=job.deadline,
-        weights=weights,
+        weights=leverage(job.plan.archs, job.plan.used) if job.plan.probes else None,
     )
-    times = settle(visits, job.rounds, job.protocol, statistic, floor)
-    at, seconds = round(started), round(time.time() - started, 1)
-    if job.source is None:
-        content = _content(job, times, table, at, seconds)
-    else:
-        content = _adapted_content(job, times, job.source, at, seconds)
-    write(stem, content)
-    samples.finish()
+
+
+def _new_visits(job: Job, samples: Samples) -> tuple[list[Visit], list[Visit]]:
+    """Visits of the networks that a new table's rows are solved from, and of those that it is calibrated on.
+
+    These are visited here, half of the rounds before the others and half after them: what a machine does to some kinds of blocks for
+    a minute shows as a difference. The others are visited in another process, see `nas.elsewhere`.
+    """
+    plan, now = job.plan, time.monotonic()
+    time_left = None if job.deadline is None else job.deadline - now
+    apart, others = (
+        [visit for visit in samples.done if visit.apart],
+        [visit for visit in samples.done if not visit.apart],
+    )
+    sessions = open_sessions(plan.apart, job.target)
+
+    def until(share: float) -> float | None:
+        return None if time_left is None else now + share * time_left
+
+    def calibrate(rounds: int, deadline: float | None) -> list[Visit]:
+        return time_opened(
+            sessions,
+            plan.reference,
+            job.target,
+            rounds=rounds,
+            seed=job.seed,
+            protocol=job.protocol,
+            record=lambda visit: samples.append(replace(visit, apart=True)),
+            done=apart,
+            deadline=deadline,
+        )
+
+    if not others:
+        apart = calibrate(-(-job.rounds // 2), until(APART_SHARE))
+    if not others or not samples.done[-1].apart:
+        others = time_elsewhere(
+            plan.archs,
+            plan.reference,
+            job.target,
+            rounds=job.rounds,
+            seed=job.seed,
+            protocol=job.protocol,
+            record=samples.append,
+            done=others,
+            deadline=until(1 - APART_SHARE),
+            weights=leverage(plan.archs, plan.used),
+        )
+    return others, calibrate(job.rounds, until(1.0))
 
 
 def _existing(stem: Path, fresh: bool) -> LatencyTable | None:
@@ -200,6 +262,8 @@ def _verdict(job: Job, times: Times) -> Verdict:
         faults.append(f"the noise floor is {times.noise_floor:.1%}, above {NOISY:.0%}")
     if times.drift > DRIFTED:
         faults.append(f"the clock moved by {times.drift:.0%}, more than {DRIFTED:.0%}")
+    if times.moved > MOVED:
+        faults.append(f"times moved by {times.moved:.1%} from the first half to the second, more than {MOVED:.0%}")
     visits = Counter(kept.visit.network for kept in times.every)
     if min(visits.values()) < min(FEW_ROUNDS, job.rounds):
         faults.append(f"there was time for {min(visits.values())} visits of some networks, below {FEW_ROUNDS}")
@@ -213,36 +277,58 @@ def _verdict(job: Job, times: Times) -> Verdict:
     return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
 
 
-def _content(job: Job, times: Times, table: LatencyTable | None, at: int, seconds: float) -> Content:
-    """The new table, or `table` with the rows that it lacked, at its clock and with its calibration."""
-    old = None if table is None else table.content
-    plan, verdict = job.plan, _verdict(job, times)
-    clock = 1.0 if old is None else old.reference_ms / times.reference_ms
-    system = RowSystem.of(plan.archs, {key: row.ms for key, row in plan.known.items()})
-    if old is None:
-        ms = np.array([times.ms[arch.id] for arch in plan.archs])
-        nets = np.array([plan.archs.index(arch) for arch in plan.nets])
-        calibration = calibrate(system, ms, nets)
-        uncalibrated = replace(calibration, offset=0.0, scale=1.0)
-    else:
-        calibration = old.calibration
-        uncalibrated = replace(calibration, kind="", factor=1.0)  # what is added fits predictions as they are
-    classes = job.space.classes
-    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
+def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> Content:
+    """A new table: rows from `times`, calibration and clock from `whole`, the times of the networks apart."""
+    plan, classes = job.plan, job.space.classes
+    system = RowSystem.of(plan.archs, {})
+    solved = system.solve(np.array([times.ms[arch.id] for arch in plan.archs]))
+    calibration = calibrate(
+        RowSystem.of(plan.apart, {}),
+        {row.key: float(ms) for row, ms in zip(system.rows, solved, strict=True)},
+        np.array([whole.ms[arch.id] for arch in plan.apart]),
+        whole.moved,
+    )
+    verdict = _worse(_verdict(job, times), _verdict(job, whole))
+    networks = len(plan.archs) + len(plan.apart)
     return Content(
         space=job.space.name,
-        classes=(*(c for c in (old.classes if old else ()) if c != classes), classes),
+        classes=(classes,),
         target=job.target.name,
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),
         statistic=times.statistic,
         calibration=calibration,
         reference=json.loads(plan.reference.to_json()),
-        reference_ms=times.reference_ms * clock,
-        verdict=max([old.verdict, verdict] if old else [verdict], key=lambda one: (not one.good, one.noise_floor)),
-        measurements=(*(old.measurements if old else ()), about),
-        rows={**plan.known, **_row_times(job, system, times, clock, uncalibrated)},
+        reference_ms=whole.reference_ms,
+        verdict=verdict,
+        measurements=(Measurement(at, seconds, job.rounds, job.seed, classes, networks, verdict),),
+        rows=_row_times(job, system, times, replace(calibration, offset=0.0, scale=1.0)),
     )
+
+
+def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float) -> Content:
+    """The old table with the rows that it lacked, at its clock and with its calibration."""
+    plan, verdict, classes = job.plan, _verdict(job, times), job.space.classes
+    system = RowSystem.of(plan.archs, {key: row.ms for key, row in plan.known.items()})
+    as_predicted = replace(old.calibration, kind="", factor=1.0)  # what is added fits predictions as they are
+    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(plan.archs), verdict)
+    return replace(
+        old,
+        classes=(*(c for c in old.classes if c != classes), classes),
+        fingerprint=fingerprint(job.target),
+        protocol=asdict(job.protocol),
+        verdict=_worse(old.verdict, verdict),
+        measurements=(*old.measurements, about),
+        rows={
+            **plan.known,
+            **_row_times(job, system, times, as_predicted, clock=old.reference_ms / times.reference_ms),
+        },
+    )
+
+
+def _worse(*verdicts: Verdict) -> Verdict:
+    """The verdict that tells more against a measurement."""
+    return max(verdicts, key=lambda one: (not one.good, one.noise_floor))
 
 
 def _adapted_content(job: Job, times: Times, source: LatencyTable, at: int, seconds: float) -> Content:
@@ -287,7 +373,9 @@ def _adapted_verdict(verdict: Verdict, found: Adapted, source: LatencyTable) -> 
     return replace(verdict, good=verdict.good and error <= UNLIKE, why=f"{how}; {verdict.why}")
 
 
-def _row_times(job: Job, system: RowSystem, times: Times, clock: float, calibration: Calibration) -> dict[str, RowTime]:
+def _row_times(
+    job: Job, system: RowSystem, times: Times, calibration: Calibration, clock: float = 1.0
+) -> dict[str, RowTime]:
     """The rows that were unknown, with their spread over visits drawn anew, as many as there are."""
     names = [arch.id for arch in job.plan.archs]
     factors = np.array([calibration.factor if row.op == calibration.kind else 1.0 for row in system.rows])

@@ -14,8 +14,12 @@ from search_spaces.space import Space
 
 __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan", "rows_to_time"]
 
-CALIBRATION = 24  # whole networks that are timed besides the probes
-CALIBRATION_STREAM, VALIDATION_STREAM, USE_STREAM = 1, 2, 3  # so that equal seeds draw different networks for each
+WHOLE = 24  # whole networks that are timed beside the probes
+CALIBRATION = 24  # networks of every cost that are predicted and timed apart from them, and as many drawn uniformly
+FEWEST = 3  # networks below which those that are probes themselves calibrate as well
+CALIBRATION_STREAM, VALIDATION_STREAM, USE_STREAM, WHOLE_STREAM, UNIFORM_STREAM = range(1, 6)
+"""So that equal seeds draw different networks for each."""
+
 USED = 100  # networks of the space whose predictions say which rows matter
 DEAR = 2.5  # times the mean probe's MACs, above which no reference is if there is a cheaper one: a third of all visits are its
 PROBES_A_ROW = 3  # where only some rows are missing, each is timed in so many probes
@@ -27,23 +31,22 @@ class Plan:
     """The networks to time, and what is known of their rows."""
 
     probes: tuple[Arch, ...]
-    nets: tuple[Arch, ...]  # whole networks to calibrate on
+    nets: tuple[Arch, ...]  # whole networks beside them
+    apart: tuple[Arch, ...]  # networks to calibrate on, timed in a session of their own
     reference: Arch
     known: Mapping[str, RowTime]  # rows of an earlier measurement, by key
     used: tuple[Arch, ...]  # networks such as the table will price, which are not timed
 
     @property
     def archs(self) -> tuple[Arch, ...]:
-        """Each network once."""
+        """Each network that rows are solved from once."""
         return tuple(dict.fromkeys((*self.probes, *self.nets)))
 
 
 def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
-    """Up to `count` different networks of the space, fewer only where it has no more; those to calibrate on are of every cost."""
-    rng, draw_one = (
-        np.random.default_rng([seed, stream]),
-        space.spread if stream == CALIBRATION_STREAM else space.sample,
-    )
+    """Up to `count` different networks of the space, fewer only where it has no more; those that measurements rest on are of every cost."""
+    rng = np.random.default_rng([seed, stream])
+    draw_one = space.spread if stream in (CALIBRATION_STREAM, WHOLE_STREAM) else space.sample
     drawn: dict[Arch, None] = {}
     for _ in range(TRIES * count):
         if len(drawn) == count:
@@ -59,15 +62,24 @@ def rows_to_time(space: Space, thresholds: bool = True) -> tuple[Row, ...]:
 
 def make_plan(space: Space, table: LatencyTable | None, seed: int, thresholds: bool = True) -> Plan:
     """All probes for a new table, for the rows that `table` lacks a few probes each; with `thresholds`, for networks that have them too."""
-    nets, used = draw(space, CALIBRATION, seed, CALIBRATION_STREAM), draw(space, USED, seed, USE_STREAM)
+    used = draw(space, USED, seed, USE_STREAM)
     runs = [arch for arch in space.probes() if thresholds or arch == arch.keeping(adaptive=False)]
     if table is None:
-        probes = tuple(runs)
-        return Plan(probes, nets, _reference(nets, probes), {}, used)
+        spread = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
+        apart = _apart((*spread, *draw(space, CALIBRATION, seed, UNIFORM_STREAM)), runs)
+        nets = tuple(arch for arch in draw(space, WHOLE, seed, WHOLE_STREAM) if arch not in apart)
+        return Plan(tuple(runs), nets, apart, _reference(spread, runs), {}, used)
     chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in runs]
     for row in table.unmeasured(rows_to_time(space, thresholds)):
         chosen |= dict.fromkeys([probe for probe, rows in every if row in rows][:PROBES_A_ROW])
-    return Plan(tuple(chosen), nets, table.reference, table.content.rows, used)
+    nets = draw(space, WHOLE, seed, WHOLE_STREAM)
+    return Plan(tuple(chosen), nets, (), table.reference, table.content.rows, used)
+
+
+def _apart(drawn: Sequence[Arch], probes: Sequence[Arch]) -> tuple[Arch, ...]:
+    """Those to calibrate on: no probes, whose times the rows are solved from, unless the space has hardly any other networks."""
+    others = tuple(arch for arch in dict.fromkeys(drawn) if arch not in probes)
+    return others if len(others) >= FEWEST else tuple(dict.fromkeys(drawn))
 
 
 def _reference(nets: Sequence[Arch], probes: Sequence[Arch]) -> Arch:

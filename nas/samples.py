@@ -15,7 +15,7 @@ from nas.files import lock
 from nas.visits import Visit
 from search_spaces.errors import InputError
 
-__all__ = ["Samples", "finish_section"]
+__all__ = ["Samples", "finish_section", "visit_json", "visit_of"]
 
 VISIT = {"s", "r", "o", "n", "t", "ms"}  # segment, round, order, network, time of day, runs
 SYNC_EVERY = 20  # visits between two forced writes to the disk; a killed process loses none, a power cut these
@@ -25,8 +25,17 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _visit(value: dict[str, Any]) -> Visit:
-    return Visit(value["s"], value["r"], value["o"], value["n"], value["t"], tuple(value["ms"]))
+def visit_json(visit: Visit) -> dict[str, Any]:
+    """A visit as a JSON object."""
+    place = {"s": visit.segment, "r": visit.round, "o": visit.order}
+    return {**place, "n": visit.network, "t": visit.at, "ms": visit.runs, **({"apart": True} if visit.apart else {})}
+
+
+def visit_of(value: dict[str, Any]) -> Visit:
+    """The visit of a JSON object."""
+    return Visit(
+        value["s"], value["r"], value["o"], value["n"], value["t"], tuple(value["ms"]), value.get("apart", False)
+    )
 
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
@@ -97,7 +106,7 @@ class Samples:
             raise InputError(f"{path} holds an unfinished measurement; pass --resume to go on with it, or remove it")
         if unfinished:
             self._check(values[starts[-1]]["header"], header)
-            self.done = [_visit(value) for value in values[starts[-1] + 1 :]]
+            self.done = [visit_of(value) for value in values[starts[-1] + 1 :]]
         self._pending = 0
         with self._writing():
             self._file.truncate(len(whole))
@@ -130,8 +139,7 @@ class Samples:
 
     def append(self, visit: Visit) -> None:
         """Write a visit."""
-        place = {"s": visit.segment, "r": visit.round, "o": visit.order}
-        self._write({**place, "n": visit.network, "t": visit.at, "ms": visit.runs}, force=False)
+        self._write(visit_json(visit), force=False)
 
     def finish(self) -> None:
         """Mark the section as finished: its table is written."""

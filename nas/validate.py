@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas.latency import LatencyTable, Prediction
 from nas.plan import VALIDATION_STREAM, draw
@@ -12,7 +13,7 @@ from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Space
 
-__all__ = ["validate"]
+__all__ = ["accuracy", "validate"]
 
 
 def validate(
@@ -60,9 +61,21 @@ def validate(
     return _judge(archs, predictions, timings)
 
 
-def _judge(archs: Sequence[Arch], predictions: Sequence[Prediction], timings: Sequence[Timing]) -> dict[str, Any]:
+def accuracy(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> dict[str, float]:
+    """How near predictions are: `within_3pct`, `within_5pct`, `within_10pct`, `mape`, `bias` and `kendall_tau`."""
     from scipy.stats import kendalltau
 
+    errors = predicted / measured - 1
+    shares = {f"within_{limit}pct": float((np.abs(errors) <= limit / 100).mean()) for limit in (3, 5, 10)}
+    return {
+        **shares,
+        "mape": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+    }
+
+
+def _judge(archs: Sequence[Arch], predictions: Sequence[Prediction], timings: Sequence[Timing]) -> dict[str, Any]:
     predicted = np.array([prediction.ms for prediction in predictions])
     measured = np.array([timing.ms for timing in timings])
     errors = predicted / measured - 1
@@ -70,13 +83,9 @@ def _judge(archs: Sequence[Arch], predictions: Sequence[Prediction], timings: Se
         {"arch": arch.id, "predicted_ms": p.ms, "low": p.low, "high": p.high, "measured_ms": t.ms, "error": float(e)}
         for arch, p, t, e in zip(archs, predictions, timings, errors, strict=True)
     ]
-    shares = {f"within_{limit}pct": float((np.abs(errors) <= limit / 100).mean()) for limit in (3, 5, 10)}
     return {
-        **shares,
+        **accuracy(predicted, measured),
         "within_band": float(np.mean([p.low <= t.ms <= p.high for p, t in zip(predictions, timings, strict=True)])),
-        "mape": float(np.abs(errors).mean()),
-        "bias": float(errors.mean()),
-        "kendall_tau": float(kendalltau(predicted, measured).statistic),
         "noise_floor": float(np.mean([timing.noise for timing in timings])),
         "drift": timings[0].drift,
         "nets": len(archs),

@@ -11,7 +11,7 @@ REFERENCE = "reference"  # the name under which visits of the reference network 
 class Protocol:
     """The figures of the timing protocol; they are written beside every measurement."""
 
-    version: int = 2
+    version: int = 3
     visit_ms: float = 5.0  # a visit's runs add up to about this, within the two bounds
     min_runs: int = 2  # of a slow network; a round of those in a space at 224 pixels takes minutes
     max_runs: int = 60
@@ -49,3 +49,4 @@ class Visit:
     network: str  # an Arch's id, or `REFERENCE`
     at: float  # time of day, seconds since 1970
     runs: tuple[float, ...]  # milliseconds, in the order they were run
+    apart: bool = False  # whether of the session that calibrates, which has no other networks open

@@ -209,6 +209,13 @@ def test_noise_is_the_relative_difference_of_the_statistic_between_halves() -> N
     assert "mean" not in STATISTICS
 
 
+def test_what_slows_some_networks_and_not_the_reference_shows_between_the_halves() -> None:
+    runs = {"steady": [[2.0]] * 8, "moved": [[3.0]] * 4 + [[3.0 * 1.04]] * 4}
+    times = settle(visits_of(runs), 8, PROTOCOL, "median")
+    assert times.moved == pytest.approx(0.04 / 1.02 / np.sqrt(2), rel=1e-6)
+    assert times.noise_floor == pytest.approx(0.0), "every other visit tells nothing of it"
+
+
 def test_timing_is_undisturbed_by_collection_and_stays_on_its_cores_and_puts_both_back() -> None:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     assert gc.isenabled()

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from nas.calibration import calibrate
 from nas.solve import RowSystem
@@ -53,13 +54,12 @@ def test_known_rows_stay_and_the_missing_ones_are_found_beside_them() -> None:
         assert time == pytest.approx(truth[row.key], rel=1e-6)
 
 
-def measured(bias: float, noise: float, seed: int = 0) -> tuple[RowSystem, np.ndarray, np.ndarray]:
-    """Probes with additive times; whole networks that take `bias` times the sum, with noise."""
-    truth, probes, whole = additive(), SPACE.probes(), nets(16, seed=2)
-    archs = tuple(dict.fromkeys((*probes, *whole)))
+def measured(bias: float, noise: float, seed: int = 0) -> tuple[RowSystem, dict[str, float], np.ndarray]:
+    """Whole networks that take `bias` times the sum of their rows, with noise; the rows of exact times."""
+    truth, whole = additive(), nets(16, seed=2)
     rng = np.random.default_rng(seed)
-    ms = np.array([total(arch, truth) * (bias if arch in whole else 1) * (1 + rng.normal(0, noise)) for arch in archs])
-    return RowSystem.of(archs, {}), ms, np.array([archs.index(arch) for arch in whole])
+    ms = np.array([total(arch, truth) * bias * (1 + rng.normal(0, noise)) for arch in whole])
+    return RowSystem.of(whole, {}), truth, ms
 
 
 def test_exact_times_need_no_calibration_and_leave_no_band() -> None:
@@ -73,30 +73,28 @@ def test_the_band_holds_nine_of_ten_new_networks() -> None:
     truth, rng = additive(), np.random.default_rng(1)
     inside = []
     for seed in range(30):
-        system, ms, whole = measured(1.0, 0.02, seed)
-        found = calibrate(system, ms, whole)
-        rows = dict(zip((row.key for row in system.rows), system.solve(ms), strict=True))
+        found = calibrate(*measured(1.0, 0.02, seed))
         for arch in nets(10, seed=100 + seed):
-            ratio = total(arch, truth) * (1 + rng.normal(0, 0.02)) / (found.scale * total(arch, rows) + found.offset)
+            ms = total(arch, truth)
+            ratio = ms * (1 + rng.normal(0, 0.02)) / (found.scale * ms + found.offset)
             inside.append(found.low <= ratio <= found.high)
     assert 0.85 <= np.mean(inside) <= 0.97
 
 
+def test_times_that_moved_during_the_measurement_widen_the_band() -> None:
+    found = calibrate(*measured(1.0, 0.0), moved=0.02)
+    assert found.high - 1 == pytest.approx(1 - found.low) == pytest.approx(t.ppf(0.95, 15) * np.sqrt(0.75) * 0.02)
+    assert found.moved == 0.02
+
+
 def test_whole_networks_that_are_slower_than_their_rows_move_the_predictions() -> None:
-    system, ms, whole = measured(1.06, 0.0)
-    found = calibrate(system, ms, whole)
-    predicted = found.offset + found.scale * system.price(system.solve(ms))[whole]
-    uncalibrated = system.price(system.solve(ms, np.setdiff1d(np.arange(len(ms)), whole)))[whole]
-    assert np.abs(predicted / ms[whole] - 1).mean() < 0.5 * np.abs(uncalibrated / ms[whole] - 1).mean()
+    found = calibrate(*measured(1.06, 0.0))
+    assert found.offset == pytest.approx(0.0, abs=1e-6) and found.scale == pytest.approx(1.06, abs=1e-6)
+    assert found.heldout_mape < 1e-6
 
 
 def test_a_kind_of_rows_that_takes_more_in_whole_networks_is_found_where_the_residuals_show_it() -> None:
-    system, ms, whole = measured(1.0, 0.001)
-    truth = additive()
-    slower = ms.copy()
-    for i in whole:
-        slower[i] += 0.4 * sum(
-            n * truth[row.key] for n, row in zip(system.counts[i], system.rows, strict=True) if row.op == "mb3d.ffn"
-        )
-    found, without = calibrate(system, slower, whole), calibrate(system, ms, whole)
+    system, truth, ms = measured(1.0, 0.001)
+    ffn = np.array([truth[row.key] if row.op == "mb3d.ffn" else 0 for row in system.rows])
+    found, without = calibrate(system, truth, ms + 0.4 * system.counts @ ffn), calibrate(system, truth, ms)
     assert (found.kind, without.kind) == ("mb3d.ffn", "") and 1.2 < found.factor < 1.5
