@@ -1,6 +1,6 @@
-"""Timing in another process, so that this one's heap stays that of a program that has opened a few networks.
+"""Timing in a process of its own: how it lies in memory moves a network's time, and no two processes are alike in that.
 
-Where hundreds are open, the pieces of memory that a network gets are scattered, and it is up to 5% slower (eager torch).
+Where hundreds of networks are open, the pieces of memory that each gets are scattered, and it is up to 5% slower (eager torch).
 """
 
 import json
