@@ -1,5 +1,6 @@
 """What to remove from a trained network, and how to heal it."""
 
+from compress.adapters import from_module
 from compress.curves import curve_of
 from compress.losses import distillation
 from compress.thresholds import calibrate, counts_of, hold, thresholds_of
@@ -11,6 +12,7 @@ __all__ = [
     "counts_of",
     "curve_of",
     "distillation",
+    "from_module",
     "hold",
     "piecewise",
     "thresholds_of",
