@@ -14,7 +14,9 @@ __all__ = ["from_module"]
 ADAPTERS = {"timm": "compress.adapters.timm", "transformers": "compress.adapters.huggingface"}
 """By the package that a model's class, or the nearest of those it inherits from, is defined in; imported when one comes."""
 
-CLOSE = 1e-3  # relative to the largest logit: what an option that an adapter overlooked would exceed, and rounding does not
+CLOSE = (
+    1e-3  # relative to the largest logit: what an option that an adapter overlooked would exceed, and rounding does not
+)
 
 
 def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
@@ -32,7 +34,9 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
     known = next((package for package in packages if package in ADAPTERS), None)
     if known is None:
-        raise InputError(f"{type(model).__name__} is no network of {', '.join(ADAPTERS)} or ours, whose parts are known")
+        raise InputError(
+            f"{type(model).__name__} is no network of {', '.join(ADAPTERS)} or ours, whose parts are known"
+        )
     read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
     arch, weights = read(model)
     _check(model, arch, weights)
@@ -52,4 +56,6 @@ def _check(model: nn.Module, arch: Arch, weights: dict[str, Tensor]) -> None:
     wanted = (given if isinstance(given, Tensor) else given.logits).float().cpu()
     found = network.eval()(arch.example())
     if found.shape != wanted.shape or (found - wanted).abs().max() > CLOSE * wanted.abs().max():
-        raise InputError(f"{type(model).__name__} computes something else than its parts say, so it cannot be described")
+        raise InputError(
+            f"{type(model).__name__} computes something else than its parts say, so it cannot be described"
+        )

@@ -44,7 +44,7 @@ def _refused(model: nn.Module, what: str) -> InputError:
 
 
 def _naming(model: VisionTransformer, arch: Arch) -> Naming:
-    """timm's names for the network's weights, by what this model has of what an Arch does not tell."""
+    """Names that timm gives to the network's weights, by what this model has of what an Arch does not tell."""
     naming = dict(next(FAMILY.namings(arch)))
     if not model.has_class_token and model.num_prefix_tokens:
         naming["reg_token"] = replace(naming.pop("cls_token"), rows=None)

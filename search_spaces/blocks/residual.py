@@ -142,6 +142,7 @@ class Mlp(nn.Module):
         x = self.fc1(x)
         if self.gated:
             gate, value = x.chunk(2, -1)
-            return self.act(gate) * value
+            gated: Tensor = self.act(gate) * value
+            return gated
         out: Tensor = self.act(x)
         return out

@@ -87,7 +87,11 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (AttentionPool(3, 1, mlp="swiglu"), Tokens(14, 6, (3, 4), prefix=2)),
         (AttentionPool(2, 2), Tokens(7, 6, (3, 4), pruned=True)),
     ],
-    "norm": [(Norm(), Tokens(12, 6, (3, 4))), (Norm(), Tokens(7, 6, (3, 4), pruned=True)), (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1))],
+    "norm": [
+        (Norm(), Tokens(12, 6, (3, 4))),
+        (Norm(), Tokens(7, 6, (3, 4), pruned=True)),
+        (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1)),
+    ],
     "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
     "map_attention": [
         (MapAttention(2, 4, 8, 2), Map(8, 4, 4)),
