@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["Elimination", "Reduced", "eliminate", "narrower_queries", "narrower_values", "refit"]
 
+LAZY = 64  # rows that are left out before the whole inverse is brought up to date
 RIDGE = 1e-4  # of the mean second moment: keeps a solution from resting on what the images hardly show
 
 
@@ -76,7 +77,7 @@ class Elimination:
     errors: Tensor  # (parts + 1,) share of the output's second moment that is lost without the first 0, 1, … of them
 
 
-def eliminate(moment: Tensor, matrix: Tensor, size: int = 1, step: int = 1) -> Elimination:
+def eliminate(moment: Tensor, matrix: Tensor, size: int = 1) -> Elimination:
     """Leave out parts of the input of a linear layer, those first whose loss the others make up for best.
 
     Optimal brain surgeon (Hassibi and Stork, 1993) for the least squares of a layer's output: with H the inverse of the
@@ -87,37 +88,52 @@ def eliminate(moment: Tensor, matrix: Tensor, size: int = 1, step: int = 1) -> E
         moment: (parts * size + 1, ...) second moment of the input, a constant for the bias last.
         matrix: (parts * size + 1, out), transposed weight of the layer, the bias last; never left out.
         size: inputs of a part: 1 for neurons, a head's width for heads.
-        step: parts that go at a time, which is quicker; the errors between are on a line.
     """
-    count = (len(moment) - 1) // size
     ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     inverse, weights = torch.linalg.inv(moment + ridge), matrix.clone()
+    order, costs = _neurons(inverse, weights) if size == 1 else _groups(inverse, weights, size)
     whole = torch.einsum("io,ij,jo->", matrix, moment, matrix)
-    left = torch.arange(count, device=moment.device)
-    order, errors = [], [torch.zeros((), dtype=moment.dtype)]
+    errors = torch.cat([costs.new_zeros(1), costs.cumsum(0) / whole])
+    return Elimination(order, errors.clamp(max=1.0))
+
+
+def _neurons(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Order and costs of single rows; the inverse is brought up to date every `LAZY` rows, and in between one column at a time."""
+    count = len(inverse) - 1
+    costs, order = inverse.new_empty(count), torch.empty(count, dtype=torch.long, device=inverse.device)
+    diagonal, gone = inverse.diagonal().clone(), torch.zeros(count, dtype=torch.bool, device=inverse.device)
+    late = inverse.new_empty(len(inverse), LAZY)
+    for number in range(count):
+        column = number % LAZY
+        if number and not column:
+            inverse -= late @ late.T
+        each = (weights[:count].square().sum(1) / diagonal[:count]).masked_fill(gone, torch.inf)
+        chosen = int(each.argmin())
+        pivot = inverse[:, chosen] - late[:, :column] @ late[chosen, :column]
+        pivot = pivot / pivot[chosen].sqrt()
+        costs[number], order[number], gone[chosen] = each[chosen], chosen, True
+        weights -= torch.outer(pivot, weights[chosen] / pivot[chosen])
+        diagonal -= pivot.square()
+        late[:, column] = pivot
+    return order, costs
+
+
+def _groups(inverse: Tensor, weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Order and costs of groups of `size` rows."""
+    left = torch.arange((len(inverse) - 1) // size, device=inverse.device)
+    order, costs = [], []
     while len(left):
-        costs = _costs(inverse, weights, left, size)
-        gone = left[costs.argsort()[: min(step, len(left))]]
-        rows = (gone[:, None] * size + torch.arange(size, device=gone.device)).flatten()
-        gain = torch.linalg.solve(inverse[rows][:, rows], torch.cat([inverse[rows], weights[rows]], 1))
-        cost = (weights[rows] * gain[:, len(moment) :]).sum()
-        across = inverse[:, rows]
-        weights -= across @ gain[:, len(moment) :]
-        inverse -= across @ gain[:, : len(moment)]
-        before = errors[-1]
-        errors += [before + cost / whole * (i + 1) / len(gone) for i in range(len(gone))]
-        order.append(gone)
-        left = left[~torch.isin(left, gone)]
-    return Elimination(torch.cat(order), torch.stack(errors).clamp(max=1.0))
-
-
-def _costs(inverse: Tensor, weights: Tensor, left: Tensor, size: int) -> Tensor:
-    """(left,) what each part costs alone."""
-    if size == 1:
-        return weights[left].square().sum(1) / inverse.diagonal()[left]
-    rows = left[:, None] * size + torch.arange(size, device=left.device)
-    inner = inverse[rows[:, :, None], rows[:, None, :]]
-    return (weights[rows] * torch.linalg.solve(inner, weights[rows])).sum((1, 2))
+        rows = left[:, None] * size + torch.arange(size, device=left.device)
+        inner = torch.linalg.solve(inverse[rows[:, :, None], rows[:, None, :]], weights[rows])
+        each = (weights[rows] * inner).sum((1, 2))
+        chosen = int(each.argmin())
+        order.append(left[chosen])
+        costs.append(each[chosen])
+        across = torch.linalg.solve(inverse[rows[chosen]][:, rows[chosen]], inverse[rows[chosen]])
+        weights -= inverse[:, rows[chosen]] @ inner[chosen]
+        inverse -= inverse[:, rows[chosen]] @ across
+        left = torch.cat([left[:chosen], left[chosen + 1 :]])
+    return torch.stack(order), torch.stack(costs)
 
 
 def refit(moment: Tensor, matrix: Tensor, kept: Tensor, size: int = 1) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress import reduction
 from compress.reduction import eliminate, narrower_queries, narrower_values, refit
 
 
@@ -75,12 +76,20 @@ def test_errors_are_those_of_the_refitted_layer(size: int) -> None:
         assert float(found.errors[gone]) == pytest.approx(lost, rel=0.1, abs=1e-4)
 
 
-def test_several_at_a_time_end_at_the_same_place() -> None:
-    inputs, matrix = with_constant(drawn(500, 12)), drawn(13, 5, seed=1)
-    single, fast = eliminate(moment(inputs), matrix), eliminate(moment(inputs), matrix, step=5)
-    assert sorted(fast.order.tolist()) == sorted(single.order.tolist()) == list(range(12))
-    assert float(fast.errors[-1]) == pytest.approx(float(single.errors[-1]), rel=1e-6)
-    assert len(fast.errors) == 13
+def test_an_inverse_that_is_brought_up_to_date_late_gives_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, matrix = with_constant(drawn(500, 20) @ drawn(20, 20, seed=5)), drawn(21, 5, seed=1)
+    late = eliminate(moment(inputs), matrix)
+    monkeypatch.setattr(reduction, "LAZY", 3)
+    soon = eliminate(moment(inputs), matrix)
+    assert torch.equal(late.order, soon.order) and sorted(late.order.tolist()) == list(range(20))
+    torch.testing.assert_close(late.errors, soon.errors)
+
+
+def test_of_two_that_say_the_same_only_one_goes() -> None:
+    x = drawn(400, 6)
+    inputs, matrix = with_constant(torch.cat([x, x], 1)), drawn(13, 5, seed=1)
+    found = eliminate(moment(inputs), matrix)
+    assert sorted((found.order[:6] % 6).tolist()) == list(range(6)) and found.errors[6] < 1e-3 < found.errors[7]
 
 
 def test_what_the_images_do_not_show_stays_as_it_was() -> None:
