@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from nas.scratch import scratch_dir
 from nas.solve import RowSystem
 from nas.table_file import Adaptation, Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
 from nas.target import Target, fingerprint, machine_slug
-from nas.timing import open_sessions, time_opened, time_sessions
+from nas.timing import time_sessions
 from nas.visits import PROTOCOL, Protocol, Visit
+from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Space
 
@@ -33,7 +34,7 @@ __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
 NOISY = 0.03  # a noise floor above this is no measurement to go by
 DRIFTED = 0.25  # neither is a clock that moved by more
-MOVED = 0.03  # nor are times that, at the same clock, differ by more between the halves of a measurement
+MOVED = 0.05  # nor are times that, at the same clock, differ by more between the halves of a measurement
 TABLE_ROUNDS = 8  # visits that each network of a table gets at least; more follow where they pay
 FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
@@ -205,48 +206,33 @@ def _few_visits(job: Job, samples: Samples, floor: float | None) -> list[Visit]:
 def _new_visits(job: Job, samples: Samples) -> tuple[list[Visit], list[Visit]]:
     """Visits of the networks that a new table's rows are solved from, and of those that it is calibrated on.
 
-    These are visited here, half of the rounds before the others and half after them: what a machine does to some kinds of blocks for
-    a minute shows as a difference. The others are visited in another process, see `nas.elsewhere`.
+    These are visited in two processes, one before that of the others and one after it: what a network's place in memory, and what a
+    machine does to some kinds of blocks for a minute, makes of its time shows as a difference.
     """
-    plan, now = job.plan, time.monotonic()
+    plan, now, done = job.plan, time.monotonic(), samples.done
     time_left = None if job.deadline is None else job.deadline - now
-    apart, others = (
-        [visit for visit in samples.done if visit.apart],
-        [visit for visit in samples.done if not visit.apart],
-    )
-    sessions = open_sessions(plan.apart, job.target)
+    apart, others = [visit for visit in done if visit.apart], [visit for visit in done if not visit.apart]
 
     def until(share: float) -> float | None:
         return None if time_left is None else now + share * time_left
 
-    def calibrate(rounds: int, deadline: float | None) -> list[Visit]:
-        return time_opened(
-            sessions,
-            plan.reference,
-            job.target,
-            rounds=rounds,
-            seed=job.seed,
-            protocol=job.protocol,
-            record=lambda visit: samples.append(replace(visit, apart=True)),
-            done=apart,
-            deadline=deadline,
+    def visited(archs: Sequence[Arch], record: Callable[[Visit], None], **how: Any) -> list[Visit]:
+        return time_elsewhere(
+            archs, plan.reference, job.target, seed=job.seed, protocol=job.protocol, record=record, **how
         )
+
+    def calibrate(rounds: int, deadline: float | None) -> list[Visit]:
+        def record(visit: Visit) -> None:
+            samples.append(replace(visit, apart=True))
+
+        return visited(plan.apart, record, rounds=rounds, done=apart, deadline=deadline)
 
     if not others:
         apart = calibrate(-(-job.rounds // 2), until(APART_SHARE))
-    if not others or not samples.done[-1].apart:
-        others = time_elsewhere(
-            plan.archs,
-            plan.reference,
-            job.target,
-            rounds=job.rounds,
-            seed=job.seed,
-            protocol=job.protocol,
-            record=samples.append,
-            done=others,
-            deadline=until(1 - APART_SHARE),
-            weights=leverage(plan.archs, plan.used),
-        )
+    if not others or not done[-1].apart:
+        weights = leverage(plan.archs, plan.used)
+        deadline = until(1 - APART_SHARE)
+        others = visited(plan.archs, samples.append, rounds=job.rounds, done=others, deadline=deadline, weights=weights)
     return others, calibrate(job.rounds, until(1.0))
 
 

@@ -14,8 +14,9 @@ from search_spaces.space import Space
 
 __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan", "rows_to_time"]
 
-WHOLE = 24  # whole networks that are timed beside the probes
-CALIBRATION = 24  # networks of every cost that are predicted and timed apart from them, and as many drawn uniformly
+WHOLE = 24  # whole networks, drawn uniformly, that are timed beside the probes
+SPREAD, UNIFORM = 6, 30  # networks to calibrate on: of every cost, which are dear, and drawn uniformly
+MIDDLE = 24  # networks of every cost whose middle one is the reference
 FEWEST = 3  # networks below which those that are probes themselves calibrate as well
 CALIBRATION_STREAM, VALIDATION_STREAM, USE_STREAM, WHOLE_STREAM, UNIFORM_STREAM = range(1, 6)
 """So that equal seeds draw different networks for each."""
@@ -44,9 +45,9 @@ class Plan:
 
 
 def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
-    """Up to `count` different networks of the space, fewer only where it has no more; those that measurements rest on are of every cost."""
+    """Up to `count` different networks of the space, fewer only where it has no more; those to calibrate on are of every cost."""
     rng = np.random.default_rng([seed, stream])
-    draw_one = space.spread if stream in (CALIBRATION_STREAM, WHOLE_STREAM) else space.sample
+    draw_one = space.spread if stream == CALIBRATION_STREAM else space.sample
     drawn: dict[Arch, None] = {}
     for _ in range(TRIES * count):
         if len(drawn) == count:
@@ -65,8 +66,8 @@ def make_plan(space: Space, table: LatencyTable | None, seed: int, thresholds: b
     used = draw(space, USED, seed, USE_STREAM)
     runs = [arch for arch in space.probes() if thresholds or arch == arch.keeping(adaptive=False)]
     if table is None:
-        spread = draw(space, CALIBRATION, seed, CALIBRATION_STREAM)
-        apart = _apart((*spread, *draw(space, CALIBRATION, seed, UNIFORM_STREAM)), runs)
+        spread = draw(space, MIDDLE, seed, CALIBRATION_STREAM)
+        apart = _apart((*spread[:SPREAD], *draw(space, UNIFORM, seed, UNIFORM_STREAM)), runs)
         nets = tuple(arch for arch in draw(space, WHOLE, seed, WHOLE_STREAM) if arch not in apart)
         return Plan(tuple(runs), nets, apart, _reference(spread, runs), {}, used)
     chosen, every = dict[Arch, None](), [(probe, set(probe.rows)) for probe in runs]

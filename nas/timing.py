@@ -15,7 +15,7 @@ from nas.target import Target
 from nas.visits import PROTOCOL, REFERENCE, Protocol, Visit
 from search_spaces.arch import Arch
 
-__all__ = ["ROUNDS", "Timing", "open_sessions", "settled", "time_networks", "time_opened", "time_sessions"]
+__all__ = ["ROUNDS", "Timing", "settled", "time_networks", "time_opened", "time_sessions"]
 
 ROUNDS = 20
 
@@ -53,8 +53,14 @@ def time_sessions(
     Raises:
         InputError: a file is not a network for the target.
     """
+    runtime, sessions = RUNTIMES[target.runtime], dict[str, Session]()
+    with opened([arch for arch in archs if isinstance(arch, Arch)], target) as built:
+        for arch in track(archs, "preparing networks", len(archs)):
+            session = next(built) if isinstance(arch, Arch) else runtime.from_file(arch, target)
+            session.close()
+            sessions[name_of(arch)] = session
     return time_opened(
-        open_sessions(archs, target),
+        sessions,
         reference,
         target,
         rounds=rounds,
@@ -66,21 +72,6 @@ def time_sessions(
         deadline=deadline,
         weights=weights,
     )
-
-
-def open_sessions(archs: Sequence[Arch | Path], target: Target) -> dict[str, Session]:
-    """A closed session of each network, by name, with progress on stderr.
-
-    Raises:
-        InputError: a file is not a network for the target.
-    """
-    runtime, sessions = RUNTIMES[target.runtime], dict[str, Session]()
-    with opened([arch for arch in archs if isinstance(arch, Arch)], target) as built:
-        for arch in track(archs, "preparing networks", len(archs)):
-            session = next(built) if isinstance(arch, Arch) else runtime.from_file(arch, target)
-            session.close()
-            sessions[name_of(arch)] = session
-    return sessions
 
 
 def time_opened(

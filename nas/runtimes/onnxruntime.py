@@ -63,6 +63,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
             (example,),
             target,
             dynamo=False,
+            do_constant_folding=False,  # the runtime does it when it optimises, and faster
             opset_version=OPSET,
             input_names=["images"],
             output_names=["logits"],

@@ -71,7 +71,8 @@ def test_a_file_runs_on_a_target_of_int8_where_it_is_in_int8(tmp_path: Path) -> 
     arch = Arch(16, 3, (Stem(8), MB4D(ratio=1), Head(3)))
     usual, made = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     model = onnx.load_from_string(random_graph(arch, FLOAT))
-    model.graph.node[0].input[0] = model.graph.input[0].name = "pixels"
+    first = next(node for node in model.graph.node if node.input[:1] == [model.graph.input[0].name])
+    first.input[0] = model.graph.input[0].name = "pixels"
     usual.write_bytes(model.SerializeToString())
     made.write_bytes(quantise(usual.read_bytes(), calibration_images((1, 3, 16, 16))))
     for target in (ORT, OPENVINO):
