@@ -3,6 +3,7 @@
 from compress.adapters import from_module
 from compress.curves import curve_of
 from compress.losses import distillation
+from compress.normalise import seeing
 from compress.thresholds import calibrate, counts_of, hold, thresholds_of
 from compress.token_losses import budget_loss, piecewise, token_loss
 
@@ -15,6 +16,7 @@ __all__ = [
     "from_module",
     "hold",
     "piecewise",
+    "seeing",
     "thresholds_of",
     "token_loss",
 ]

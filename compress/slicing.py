@@ -87,7 +87,8 @@ def _pair(first: Tensor, second: Tensor) -> Tensor:
     """Squared singular values of A B^T, largest first, from the second moments of A and B."""
     values, vectors = torch.linalg.eigh(first)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return torch.linalg.eigvalsh(root @ second @ root).flip(0).clamp(min=0)
+    squares: Tensor = torch.linalg.eigvalsh(root @ second @ root).flip(0).clamp(min=0)
+    return squares
 
 
 def _losses(squares: Tensor) -> Tensor:
@@ -172,8 +173,8 @@ def _fewer_neurons(spec: MB3D, own: dict[str, Tensor], moment: Tensor, kept: Ten
     fc1, bias, parts = own["mlp.fc1.weight"], own["mlp.fc1.bias"], gates(spec.mlp)
     second = refit(moment, _with_bias(own["mlp.fc2.weight"], own["mlp.fc2.bias"]), kept).to(fc1.dtype)
     return {
-        "mlp.fc1.weight": fc1.unflatten(0, (parts, -1))[:, kept].flatten(0, 1),
-        "mlp.fc1.bias": bias.unflatten(0, (parts, -1))[:, kept].flatten(0, 1),
+        "mlp.fc1.weight": torch.unflatten(fc1, 0, (parts, -1))[:, kept].flatten(0, 1),
+        "mlp.fc1.bias": torch.unflatten(bias, 0, (parts, -1))[:, kept].flatten(0, 1),
         "mlp.fc2.weight": second[:-1].T.contiguous(),
         "mlp.fc2.bias": second[-1].clone(),
     }
@@ -186,7 +187,7 @@ def _smaller_attention(
     kind = own["token_mixer.qkv.weight"].dtype
     # (heads, 2 d + v, channels + 1), the bias as last column
     joint = torch.cat([own["token_mixer.qkv.weight"], own["token_mixer.qkv.bias"][:, None]], 1).double()
-    joint = joint.unflatten(0, (spec.heads, -1))
+    joint = torch.unflatten(joint, 0, (spec.heads, -1))
     matrix = _with_bias(own["token_mixer.proj.weight"], own["token_mixer.proj.bias"])
     scale = _scale(own, "ls1.gamma")
     proj = refit(moments.context, matrix, kept, v)

@@ -46,7 +46,7 @@ def _watched(network: Network, moments: dict[int, BlockMoments]) -> Iterator[Non
 
     def watch(attention: Attention, mlp_in: nn.Module, found: BlockMoments) -> None:
         def see_qkv(module: nn.Module, given: tuple[Tensor, ...], qkv: Tensor) -> None:
-            q, k, _ = attention._split(qkv.unflatten(-1, (attention.heads, -1)).transpose(-3, -2))
+            q, k, _ = attention._split(torch.unflatten(qkv, -1, (attention.heads, -1)).transpose(-3, -2))
             k = k - k.mean(-2, keepdim=True)
             found.queries += torch.einsum("bhnd,bhne->hde", q, q).double()
             found.keys += torch.einsum("bhnd,bhne->hde", k, k).double()
