@@ -205,8 +205,9 @@ def _smaller_attention(
             values, narrow = to_v.T @ values, narrow / scale
         heads.append(torch.cat([q, k, values]))
         rows.append(narrow)
-    qkv = torch.cat(heads).to(kind)
+    qkv, biases = torch.cat(heads).to(kind), own.get("token_mixer.attention_biases")
     return {
+        **({} if biases is None else {"token_mixer.attention_biases": biases[kept]}),
         "token_mixer.qkv.weight": qkv[:, :-1].contiguous(),
         "token_mixer.qkv.bias": qkv[:, -1].clone(),
         "token_mixer.proj.weight": torch.cat(rows).T.to(kind).contiguous(),

@@ -135,7 +135,7 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
     run = Run.open(path)
     if run.config["kind"] == "search":
         return _winner(run, budget_ms)
-    found, arch, _ = load_network(path)
+    found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
     return Named(arch, found)
 
 

@@ -145,6 +145,21 @@ def test_what_is_left_makes_up_for_what_is_gone(residual: str) -> None:
     assert differ(made, ours) < 0.8 * differ(made, plain)
 
 
+def test_biases_stay_with_their_heads() -> None:
+    block = MB3D(HEADS, WIDTH, WIDTH, HIDDEN / 24, residual="plain")
+    torch.manual_seed(0)
+    made = Arch(32, 3, (Patch(24, 8), block, block, Head(5))).build().eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.2)
+        mixer = made.blocks[1].token_mixer
+        parts = torch.unflatten(mixer.proj.weight, 1, (HEADS, WIDTH))  # type: ignore[union-attr, arg-type]
+        parts[:, 0] = 0
+    left = smaller(made, {1: replace(FULL, heads=2)})
+    assert differ(made, left) < 1e-3
+    assert torch.equal(left.blocks[1].token_mixer.attention_biases, mixer.attention_biases[1:])  # type: ignore[union-attr, index]
+
+
 def test_what_cannot_be_is_refused() -> None:
     made = network()
     with pytest.raises(ValueError, match="cannot become"):
