@@ -103,7 +103,7 @@ class _Dense:
 
 @torch.no_grad()
 def _scores(network: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
-    return torch.cat([network(part) for part in images.split(batch)])
+    return torch.cat([network(part) for part in torch.split(images, batch)])
 
 
 def prune(

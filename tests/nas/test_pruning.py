@@ -17,6 +17,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
@@ -53,6 +54,17 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
     named = network_named(str(out))
     assert named.network is not None and macs(named.arch) == after["macs"]
     assert evaluate_network(str(out), "digits", "test", None)["acc"] == pytest.approx(after["acc"])
+
+
+def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """What is left of one pruning is pruned again, by the table that is there by then or is measured."""
+    flags = ("--data", "digits", "--target", TARGET.name, "--images", 32)
+    found = nas("prune", pruned[1], *flags, "--speedup", 1.1, "--out", tmp_path / "again")
+    assert found["after"]["measured_ms"] <= found["budget_ms"] < found["before"]["measured_ms"]
+    assert nas("describe", tmp_path / "again")["macs"] == found["after"]["macs"]
+    assert "nowhere is no zoo name" in nas("prune", "nowhere", *flags, "--speedup", 2, code=2)
+    line = nas("prune", pruned[1], *flags, "--budget-ms", 1e-4, "--out", tmp_path / "never", code=3)
+    assert "the cheapest network of these blocks is predicted to take" in line
 
 
 def test_a_run_that_is_done_is_not_done_again(pruned: tuple[dict[str, Any], Path], model: Path) -> None:
