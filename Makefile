@@ -26,5 +26,5 @@ install: $(KEY)
 $(KEY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,openvino]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,hf,openvino]"
 	touch $(KEY)

@@ -22,7 +22,7 @@ from nas.plan import CALIBRATION_STREAM, USE_STREAM, draw
 from nas.table_file import Calibration, RowTime
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
-from search_spaces.space import Space
+from search_spaces.space import Measurable
 
 __all__ = ["NETS", "Adapted", "adapt", "check_source", "choose_nets"]
 
@@ -213,7 +213,7 @@ def _factors(prices: _Prices, fit: _Fit) -> dict[str, float]:
     return {str(kind): float(new[kinds == kind].sum() / rows[kinds == kind].sum()) for kind in np.unique(kinds)}
 
 
-def check_source(source: LatencyTable, space: Space) -> None:
+def check_source(source: LatencyTable, space: Measurable) -> None:
     """Refuse a table that the space's networks cannot be adapted from.
 
     Raises:
@@ -230,7 +230,7 @@ def check_source(source: LatencyTable, space: Space) -> None:
         )
 
 
-def choose_nets(source: LatencyTable, space: Space, count: int, seed: int) -> tuple[Arch, ...]:
+def choose_nets(source: LatencyTable, space: Measurable, count: int, seed: int) -> tuple[Arch, ...]:
     """The networks whose times would tell most about the others, chosen one after the other; none from the validation's stream.
 
     Each is the one of a pool that, timed beside those chosen before, leaves the least variance in the predictions for the

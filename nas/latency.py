@@ -134,6 +134,17 @@ class LatencyTable:
         """
         return tuple(self.content.calibration.scale * ms for ms in self._priced(arch))
 
+    def block_ms(self, spec: BlockSpec, state: State) -> float:
+        """Milliseconds of one block.
+
+        Raises:
+            MissingLatency: its rows have no price.
+        """
+        ms = self._block(spec, state)
+        if isinstance(ms, tuple):
+            raise self._missing(ms, f"a block {spec.label}", None)
+        return self.content.calibration.scale * ms
+
     def predict_many(self, codes: NDArray[np.integer[Any]], space: Space | None = None) -> NDArray[np.float64]:
         """Milliseconds (n,) of the networks of codes (n, positions), what `predict` gives for each; canonical or not.
 
@@ -180,7 +191,7 @@ class LatencyTable:
         def price(spec: BlockSpec, state: State) -> float:
             ms = self._block(spec, state)
             if isinstance(ms, tuple):
-                raise self._missing(ms, arch)
+                raise self._missing(ms, f"network {arch.id}", arch.classes)
             return self.content.calibration.scale * ms
 
         self._priced(arch)  # names all that is missing at once
@@ -276,7 +287,7 @@ class LatencyTable:
         priced = [self._block(spec, state) for spec, state in arch.steps()]
         missing = [row for block in priced if isinstance(block, tuple) for row in block]
         if missing:
-            raise self._missing(tuple(dict.fromkeys(missing)), arch)
+            raise self._missing(tuple(dict.fromkeys(missing)), f"network {arch.id}", arch.classes)
         return [block for block in priced if not isinstance(block, tuple)]
 
     def _block(self, spec: BlockSpec, state: State) -> float | tuple[Row, ...]:
@@ -297,9 +308,9 @@ class LatencyTable:
     def _kept(self) -> KeptRows:
         return KeptRows.of(self.content.rows)
 
-    def _missing(self, rows: tuple[Row, ...], arch: Arch) -> MissingLatency:
+    def _missing(self, rows: tuple[Row, ...], what: str, classes: int | None) -> MissingLatency:
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         named = ", ".join(row.key for row in rows[:NAMED]) + more
-        classes = "" if arch.classes in self.content.classes else f" --classes {arch.classes}"
-        mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{classes}`"
-        return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of network {arch.id}: {named}; {mend}")
+        flag = "" if classes is None or classes in self.content.classes else f" --classes {classes}"
+        mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{flag}`"
+        return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of {what}: {named}; {mend}")

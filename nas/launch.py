@@ -110,6 +110,7 @@ def retrain_network(
     named = network_named(name, budget_ms, weights)
     named = named if image_size is None else named.at(image_size)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
+    named = named.seeing(data)
     if named.supernet is None:
         named = named.of_classes(data.classes)
     if thresholds and temperature is None:
@@ -187,6 +188,7 @@ def evaluate_network(
         named = network_named(name, budget_ms, weights)
         if named.network is None and named.supernet is None:
             raise InputError(f"{name} has no weights to evaluate; give a run, a checkpoint, or --weights FILE")
+        named = named.seeing(load_data(dataset, image_size=named.arch.image_size))
         network = named.with_weights(seed=0)
         classes, image_size, run = named.arch.classes, named.arch.image_size, _eager(network)
     data = load_data(dataset, image_size=image_size)

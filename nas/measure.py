@@ -28,7 +28,7 @@ from nas.timing import time_sessions
 from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
-from search_spaces.space import Space
+from search_spaces.space import Measurable
 
 __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
@@ -50,7 +50,7 @@ POOR = 0.1  # share of the networks that may lack undisturbed visits: the least 
 class Job:
     """A measurement to make: all that decides what is timed, and how."""
 
-    space: Space
+    space: Measurable
     target: Target
     plan: Plan
     rounds: int
@@ -78,13 +78,13 @@ class Job:
         }
 
 
-def table_stem(space: Space, target: Target, out: Path) -> Path:
+def table_stem(space: Measurable, target: Target, out: Path) -> Path:
     """Where this machine's table lies in the folder `out`, without suffix."""
     return out / f"{space.name}--{target.name}--{machine_slug(fingerprint(target))}"
 
 
 def measure_table(
-    space: Space,
+    space: Measurable,
     target: Target,
     out: Path,
     *,
@@ -145,7 +145,7 @@ def measure_table(
     return measured
 
 
-def _adaptation_plan(space: Space, source: LatencyTable, nets: int, seed: int, present: str | None) -> Plan:
+def _adaptation_plan(space: Measurable, source: LatencyTable, nets: int, seed: int, present: str | None) -> Plan:
     """The networks to time for a table that is adapted from `source`; `present` names a table that is in its way."""
     check_source(source, space)
     if present is not None:

@@ -1,4 +1,4 @@
-"""What a user may mean by a network: a zoo name, a checkpoint, an architecture file, or a run that holds one."""
+"""What a user may mean by a network: a zoo name, a model of timm or Hugging Face, a checkpoint, an architecture file, or a run that holds one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from compress import from_module, seeing
 from nas.data import Data
 from nas.data import load as load_data
 from nas.evaluate import calibration_batches
+from nas.pretrained import HF, TIMM, Normalisation, hf_model, normalisation, timm_model
 from nas.progress import say
 from nas.runs import Run, read_arch
 from nas.train.retrain import fresh_network, load_network
@@ -29,6 +31,9 @@ class Named:
 
     arch: Arch
     network: Network | None = None  # None where there are no weights
+    normalisation: Normalisation | None = (
+        None  # of the images it was trained on, where they are not a data set's of ours
+    )
     supernet: Path | None = None  # the run whose shared weights it may start from
 
     def at(self, image_size: int) -> "Named":
@@ -51,6 +56,13 @@ class Named:
         say(f"the network tells {self.arch.classes} classes apart, the data {classes}: its classifier starts afresh")
         network = with_new_head(self.network, classes)
         return replace(self, arch=network.arch, network=network)
+
+    def seeing(self, data: Data) -> "Named":
+        """The same network for images as `data` normalises them."""
+        if self.normalisation is None or self.network is None:
+            return self
+        network = seeing(self.network, *self.normalisation, data.mean, data.std)
+        return replace(self, arch=network.arch, network=network, normalisation=None)
 
     def static(self) -> "Named":
         """The network that keeps of every image as many patches as stay on average, with the same weights."""
@@ -89,10 +101,10 @@ class Named:
 
 
 def network_named(name: str, budget_ms: float | None = None, weights: Path | None = None) -> Named:
-    """The network of a zoo name, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
+    """The network of a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
 
     Args:
-        name: what the user gave.
+        name: what the user gave; `timm:NAME@FILE` takes the weights from a safetensors file, `hf:FOLDER` all from a folder.
         budget_ms: which winner of a search run.
         weights: a checkpoint of the zoo's network `name`.
 
@@ -108,6 +120,8 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return Named(network.arch, network)
     if name in zoo.names():
         return Named(zoo.arch(name))
+    if name.startswith((TIMM, HF)):
+        return _foreign(name)
     path = Path(name)
     if path.suffix in SUFFIXES and not path.is_dir():
         network = zoo.from_checkpoint(path)
@@ -116,13 +130,26 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return Named(read_arch(path))
     if not path.is_dir():
         raise InputError(
-            f"{name} is no zoo name, checkpoint, architecture file or run folder; zoo names: {', '.join(zoo.names())}"
+            f"{name} is no zoo name, timm:NAME, hf:NAME, checkpoint, architecture file or run folder; zoo names: {', '.join(zoo.names())}"
         )
     run = Run.open(path)
     if run.config["kind"] == "search":
         return _winner(run, budget_ms)
-    found, arch, _ = load_network(path)
+    found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
     return Named(arch, found)
+
+
+def _foreign(name: str) -> Named:
+    """A model of another library."""
+    kind, _, model = name.partition(":")
+    found = timm_model(model) if kind == "timm" else hf_model(model)
+    try:
+        arch, weights = from_module(found)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    network = arch.build()
+    network.load_state_dict(weights)
+    return Named(arch, network.eval(), normalisation=normalisation(found))
 
 
 def _winner(run: Run, budget_ms: float | None) -> Named:

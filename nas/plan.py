@@ -10,7 +10,7 @@ from nas.latency import LatencyTable
 from nas.table_file import RowTime
 from search_spaces.arch import Arch
 from search_spaces.blocks import Row
-from search_spaces.space import Space
+from search_spaces.space import Measurable
 
 __all__ = ["CALIBRATION_STREAM", "VALIDATION_STREAM", "Plan", "draw", "make_plan", "rows_to_time"]
 
@@ -44,7 +44,7 @@ class Plan:
         return tuple(dict.fromkeys((*self.probes, *self.nets)))
 
 
-def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
+def draw(space: Measurable, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
     """Up to `count` different networks of the space, fewer only where it has no more; those to calibrate on are of every cost."""
     rng = np.random.default_rng([seed, stream])
     draw_one = space.spread if stream == CALIBRATION_STREAM else space.sample
@@ -56,12 +56,12 @@ def draw(space: Space, count: int, seed: int, stream: int) -> tuple[Arch, ...]:
     return tuple(drawn)
 
 
-def rows_to_time(space: Space, thresholds: bool = True) -> tuple[Row, ...]:
+def rows_to_time(space: Measurable, thresholds: bool = True) -> tuple[Row, ...]:
     """The rows of a space, those of thresholds only where the target runs networks with them."""
     return tuple(row for row in space.rows if thresholds or ("adaptive", 1) not in row.dims)
 
 
-def make_plan(space: Space, table: LatencyTable | None, seed: int, thresholds: bool = True) -> Plan:
+def make_plan(space: Measurable, table: LatencyTable | None, seed: int, thresholds: bool = True) -> Plan:
     """All probes for a new table, for the rows that `table` lacks a few probes each; with `thresholds`, for networks that have them too."""
     used = draw(space, USED, seed, USE_STREAM)
     runs = [arch for arch in space.probes() if thresholds or arch == arch.keeping(adaptive=False)]

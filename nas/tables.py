@@ -14,6 +14,7 @@ from nas.timing import ROUNDS, Timing, time_networks
 from search_spaces import SPACES, Space
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
+from search_spaces.space import Measurable
 
 __all__ = ["find_table", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
 
@@ -56,7 +57,7 @@ def table_path(given: Path) -> Path:
     return next(found, given)
 
 
-def find_table(path: Path | None, target: str | None, space: Callable[[], Space]) -> LatencyTable:
+def find_table(path: Path | None, target: str | None, space: Callable[[], Measurable]) -> LatencyTable:
     """The table of a path or name, see `table_path`, or this machine's table of `target` and the space that `space` gives, whose missing rows are measured first.
 
     Raises:

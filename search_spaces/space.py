@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from search_spaces.errors import InputError
 from search_spaces.factors import Factor
 from search_spaces.states import State
 
-__all__ = ["Choice", "Code", "Space", "by_size"]
+__all__ = ["Choice", "Code", "Measurable", "Space", "by_size"]
 
 Code = NDArray[np.int64]  # (positions,) index into each choice's values
 
@@ -37,6 +38,26 @@ class Choice:
 def by_size(name: str, values: tuple[float, ...]) -> Choice:
     """A choice whose smallest network has the least value, and the largest the most, in whatever order they were appended."""
     return Choice(name, values, values.index(min(values)), values.index(max(values)))
+
+
+class Measurable(Protocol):
+    """Networks whose rows can be measured: what a latency table is for."""
+
+    name: str
+    classes: int
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """See `Space.rows`."""
+
+    def probes(self) -> tuple[Arch, ...]:
+        """See `Space.probes`."""
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """See `Space.sample`."""
+
+    def spread(self, rng: np.random.Generator) -> Arch:
+        """See `Space.spread`."""
 
 
 class Space(ABC):

@@ -10,7 +10,12 @@ __all__ = ["describe"]
 
 
 def describe(
-    arch: Annotated[str, typer.Argument(help="Zoo name, checkpoint, architecture file (JSON), retrain or search run.")],
+    arch: Annotated[
+        str,
+        typer.Argument(
+            help="Zoo name, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
+        ),
+    ],
     table: TablePath = None,
     target: TargetName = None,
     budget_ms: BudgetMs = None,

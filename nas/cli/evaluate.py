@@ -11,7 +11,10 @@ __all__ = ["evaluate"]
 
 def evaluate(
     network: Annotated[
-        str, typer.Argument(help="Retrain run, search run, checkpoint, zoo name, or exported .onnx file.")
+        str,
+        typer.Argument(
+            help="Retrain run, search run, checkpoint, zoo name, timm:NAME, hf:NAME, or exported .onnx file."
+        ),
     ],
     data: DataName,
     weights: Weights = None,

@@ -13,6 +13,7 @@ from nas.cli.evaluate import evaluate
 from nas.cli.export import export
 from nas.cli.measure import measure
 from nas.cli.profile import profile
+from nas.cli.prune import prune
 from nas.cli.quickstart import quickstart
 from nas.cli.report import report
 from nas.cli.retrain import retrain
@@ -44,6 +45,7 @@ for command in (
     train,
     search,
     retrain,
+    prune,
     evaluate,
     export,
     report,

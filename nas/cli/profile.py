@@ -11,7 +11,10 @@ __all__ = ["profile"]
 
 def profile(
     model: Annotated[
-        str, typer.Argument(help="Zoo name, checkpoint, architecture file (JSON), retrain or search run.")
+        str,
+        typer.Argument(
+            help="Zoo name, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
+        ),
     ],
     target: Annotated[
         str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")

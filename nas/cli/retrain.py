@@ -23,7 +23,10 @@ COST = "With --thresholds: mean cost to hold, in ms with --table or --target, el
 
 
 def retrain(
-    network: Annotated[str, typer.Argument(help="Search run, retrain run, checkpoint, architecture file or zoo name.")],
+    network: Annotated[
+        str,
+        typer.Argument(help="Search run, retrain run, checkpoint, architecture file, zoo name, timm:NAME or hf:NAME."),
+    ],
     data: DataName,
     weights: Weights = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help=TEACHER)] = None,

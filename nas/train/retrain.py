@@ -148,13 +148,13 @@ def check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -
         check_depths(arch)
 
 
-def load_network(path: Path) -> tuple[Network, Arch, Run]:
-    """The network of a retrain run, in eval mode.
+def load_network(path: Path, kind: str = "retrain") -> tuple[Network, Arch, Run]:
+    """The network of a retrain run, or of a run of another kind that holds one, in eval mode.
 
     Raises:
         InputError: no such run, or weights that do not fit its architecture.
     """
-    run = Run.open(path, "retrain")
+    run = Run.open(path, kind)
     arch = run.arch()
     network = arch.build()
     try:

@@ -1,25 +1,17 @@
 """Teachers by name: a retrain run, or a timm model with its pretrained weights or those of a file."""
 
-from difflib import get_close_matches
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas.data import Data
+from nas.pretrained import TIMM, timm_model
 from nas.train.retrain import Teacher, load_network
-from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
 __all__ = ["Adapted", "teacher_named"]
-
-TIMM = "timm:"
-SUGGESTED = 3  # names of timm models that an error message suggests
-REASON = 200  # characters of a library's own message that an error repeats
-SAFETENSORS_ONLY = {"hf_hub_filename": "model.safetensors", "custom_load": False, "url": None}
-"""Makes timm take weights from the hub as safetensors or not at all; without it, timm would turn to a pickle."""
 
 
 class Adapted(nn.Module):
@@ -68,75 +60,8 @@ def _run(path: Path, data: Data) -> tuple[nn.Module, int]:
 
 def _timm(name: str, data: Data) -> tuple[nn.Module, int]:
     """A timm model that sees the images of `data` as its own, and how many classes it tells apart."""
-    model, at, file = name.partition("@")
-    with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads others
-        network = _from_file(model, Path(file), data) if at else _pretrained(model, data)
+    network = timm_model(name, data)
     wanted: Any = network.default_cfg
     size = (wanted["input_size"][1], wanted["input_size"][2])
     adapted = Adapted(network, size, torch.tensor(wanted["mean"]), torch.tensor(wanted["std"]), data)
     return adapted.eval(), data.classes
-
-
-def _pretrained(name: str, data: Data) -> nn.Module:
-    """The timm model with the weights that timm publishes, which are fetched into its cache."""
-    import timm
-
-    _check_known(name)
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        raise InputError(
-            f"timm publishes no weights of {TIMM}{name} as safetensors; give some as a file: {TIMM}{name}@FILE.safetensors"
-        )
-    if config.num_classes != data.classes:  # before anything is fetched
-        raise InputError(
-            f"{TIMM}{name} tells {config.num_classes} classes apart, {data.name} has {data.classes}; give weights that were "
-            f"trained on {data.name}: {TIMM}{name}@FILE.safetensors"
-        )
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=SAFETENSORS_ONLY)
-    except Exception as error:  # the hub's client raises a dozen unrelated types for a missing network or file
-        reason = shorten(str(error) or type(error).__name__, REASON)
-        raise InputError(
-            f"the pretrained weights of {TIMM}{name} cannot be had ({reason}); connect to the internet, or give them as "
-            f"a file: {TIMM}{name}@FILE.safetensors"
-        ) from error
-    return network
-
-
-def _from_file(name: str, path: Path, data: Data) -> nn.Module:
-    """The timm model with the classes of `data` and the weights in a safetensors file."""
-    import timm
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    _check_known(name)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give the weights of {name} as {TIMM}{name}@FILE.safetensors")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}); write the model's state_dict with "
-            "safetensors.torch.save_file"
-        ) from error
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=data.classes)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = shorten(str(error).splitlines()[-1], REASON)
-        raise InputError(
-            f"{path} does not fit {name} with the {data.classes} classes of {data.name} ({reason}); give weights of that "
-            f"model that were trained on {data.name}"
-        ) from error
-    return network
-
-
-def _check_known(name: str) -> None:
-    """Refuse a name, or a tag after a dot, that timm does not know; nothing else is looked up, on the hub or on disk."""
-    import timm
-
-    known = [*timm.list_models(), *timm.list_models(include_tags=True)]
-    if name not in known:
-        close = get_close_matches(name, known, SUGGESTED)
-        hint = f"is it {' or '.join(close)}?" if close else "timm.list_models() lists them"
-        raise InputError(f"timm knows no model {name!r}; {hint}")

@@ -1,6 +1,7 @@
 """One file a block kind; a new kind is one file and one line in `BLOCKS`."""
 
 from search_spaces.blocks.attention_embed import AttentionEmbed
+from search_spaces.blocks.attention_pool import AttentionPool
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
@@ -18,6 +19,7 @@ __all__ = [
     "MB3D",
     "MB4D",
     "AttentionEmbed",
+    "AttentionPool",
     "BlockSpec",
     "ClassToken",
     "Embed",
@@ -44,4 +46,5 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "norm": Norm,
     "map_attention": MapAttention,
     "attention_embed": AttentionEmbed,
+    "attention_pool": AttentionPool,
 }

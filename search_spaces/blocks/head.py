@@ -13,20 +13,26 @@ from search_spaces.tokens import Kept, unpack
 __all__ = ["Head"]
 
 POOLS = ("mean", "token")
-NORMS = ("layer", "batch")
+NORMS = ("layer", "batch", "none")
 
 
 class HeadModule(nn.Module):
-    """(B, N, C), (B, C, H, W) or `Kept` -> (B, classes)."""
+    """(B, N, C), (B, C, H, W) or `Kept` -> (B, classes), or (B, C) without a classifier."""
 
     def __init__(self, spec: "Head", channels: int, prefix: int) -> None:
         super().__init__()
         self.mean_first, self.pool, self.prefix = spec.mean_first, spec.pool, prefix
         self.on_map = spec.norm == "batch"
-        self.norm = nn.BatchNorm2d(channels, eps=spec.eps) if self.on_map else nn.LayerNorm(channels, eps=spec.eps)
-        self.head = nn.Linear(channels, spec.classes)
+        self.norm = self._norm(spec, channels)
+        self.head = nn.Linear(channels, spec.classes) if spec.classes else nn.Identity()
         self.head_dist = nn.Linear(channels, spec.classes) if spec.distilled else None
         self.tokens = 1 + spec.distilled if spec.pool == "token" else 1
+
+    @staticmethod
+    def _norm(spec: "Head", channels: int) -> nn.Module:
+        if spec.norm == "none":
+            return nn.Identity()
+        return nn.BatchNorm2d(channels, eps=spec.eps) if spec.norm == "batch" else nn.LayerNorm(channels, eps=spec.eps)
 
     def forward(self, given: Tensor | Kept) -> Tensor:
         """Pool, before the norm or after it, and score the classes."""
@@ -69,7 +75,8 @@ class Head(BlockSpec):
 
     `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place, and
     the second classifier's is the distillation token behind it (DeiT, arXiv 2012.12877, section 4).
-    `norm` batch: BN of a map, as in EfficientFormerV2 (arXiv 2212.08059), in place of LN.
+    `norm` batch: BN of a map, as in EfficientFormerV2 (arXiv 2212.08059), in place of LN; none: no norm. `classes` 0: no classifier, an
+    encoder's features are what the network gives.
     """
 
     kind: ClassVar[str] = "head"
@@ -90,8 +97,12 @@ class Head(BlockSpec):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if self.norm == "batch" and (self.mean_first or self.pool == "token"):
             raise ValueError("a head with BN norms the map before its mean; leave out mean_first, and pool the mean")
-        if self.classes < 1:
-            raise ValueError(f"a head needs at least one class, got {self.classes}")
+        if self.norm == "none" and self.mean_first:
+            raise ValueError("mean_first says nothing of a head without a norm; leave it out")
+        if self.classes < 0 or (self.distilled and not self.classes):
+            raise ValueError(
+                f"a head tells at least one class apart, or 0 for features, which are not distilled; got {self.classes}"
+            )
 
     def _input(self, state: State) -> Tokens:
         if not isinstance(state, Map | Tokens):
@@ -106,15 +117,16 @@ class Head(BlockSpec):
         return source
 
     def output(self, state: State) -> Logits:
-        self._input(state)
-        return Logits(self.classes)
+        channels = self._input(state).channels
+        return Logits(self.classes or channels)
 
     def macs(self, state: State) -> int:
         return self._input(state).channels * self.classes * (1 + self.distilled)
 
     def params(self, state: State) -> int:
         channels = self._input(state).channels
-        return 2 * channels + (channels + 1) * self.classes * (1 + self.distilled)
+        norm = 0 if self.norm == "none" else 2 * channels
+        return norm + (channels + 1) * self.classes * (1 + self.distilled)
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source = self._input(state)
@@ -125,6 +137,7 @@ class Head(BlockSpec):
         )
         dims += (("mean_first", 1),) if self.mean_first else ()
         dims += (("batch_norm", 1),) if self.norm == "batch" else ()
+        dims += (("bare", 1),) if self.norm == "none" else ()
         dims += (("token", 1),) if self.pool == "token" else ()
         dims += (("kept", 1),) if source.pruned else ()
         return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)

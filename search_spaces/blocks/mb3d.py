@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from search_spaces.blocks.attention import Attention, Cut
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.residual import (
+    MLPS,
     Mlp,
     Residual,
     check_form,
     fewer,
+    gates,
     hidden_width,
     residual_dims,
     residual_params,
@@ -57,7 +59,7 @@ class MB3DModule(nn.Module):
         )
         self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
         self.norm2 = nn.LayerNorm(channels, eps=spec.eps)
-        self.mlp = Mlp(channels, hidden_width(channels, spec.ratio))
+        self.mlp = Mlp(channels, hidden_width(channels, spec.ratio), spec.mlp)
         self.ls2 = Residual(spec.residual, channels, spec.layer_scale)
         hidden = hidden_width(channels, spec.nll) if spec.nll else 0
         self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
@@ -95,7 +97,8 @@ class MB3D(BlockSpec):
     its scales start. `bias`: a learned bias for each head and offset on the grid. `nll`: hidden width over width of the
     projection after each loop, 0 for none. `groups` and `orders`: into how many groups each loop cuts the tokens, and in
     which order; empty for one group. `inverse`: whether the branch puts the tokens back. `seed` draws permuted orders.
-    `qk_norm`: LN of each head's queries and keys.
+    `qk_norm`: LN of each head's queries and keys. `mlp`: what stands between the MLP's layers, one of `MLPS`; `ratio` is that of
+    its hidden neurons, of which gated ones take two outputs of the first layer each.
     """
 
     kind: ClassVar[str] = "mb3d"
@@ -115,10 +118,13 @@ class MB3D(BlockSpec):
     recursion: str = "internal"
     eps: float = 1e-5  # of all norms but those of projections
     qk_norm: bool = False
+    mlp: str = "gelu"
 
     def __post_init__(self) -> None:
         """Refuse empty heads, and groups that say nothing or the same as others would: equal networks have equal specs."""
         check_form(self.residual)
+        if self.mlp not in MLPS:
+            raise ValueError(f"mlp must be one of {', '.join(MLPS)}, got {self.mlp!r}")
         if min(self.heads, self.key_dim, self.value_dim, self.loops) < 1 or self.nll < 0 or self.seed < 0:
             raise ValueError(f"heads, their widths and loops must be at least 1, nll and seed at least 0, got {self}")
         if len(self.groups) not in (0, self.loops) or len(self.orders) != len(self.groups):
@@ -181,7 +187,7 @@ class MB3D(BlockSpec):
         projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
         matmuls = sum(n * n // groups for groups, _ in self.cuts) * self.heads * (self.key_dim + self.value_dim)
         nll = 2 * n * c * hidden_width(c, self.nll) if self.nll else 0
-        return self.loops * (projections + 2 * n * c * hidden + nll) + matmuls
+        return self.loops * (projections + (1 + gates(self.mlp)) * n * c * hidden + nll) + matmuls
 
     def params(self, state: State) -> int:
         source, hidden = self._input(state)
@@ -189,7 +195,7 @@ class MB3D(BlockSpec):
         qkv = (c + 1) * self.heads * (2 * self.key_dim + self.value_dim)
         attention = qkv + self.heads * self.value_dim * c + c + (self.heads * places if self.bias else 0)
         attention += 4 * self.key_dim if self.qk_norm else 0
-        mlp = 2 * c * hidden + hidden + c
+        mlp = (1 + gates(self.mlp)) * c * hidden + gates(self.mlp) * hidden + c
         wide = hidden_width(c, self.nll) if self.nll else 0
         nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
         return attention + mlp + 4 * c + 2 * residual_params(self.residual, c) + self.loops * nll
@@ -204,11 +210,13 @@ class MB3D(BlockSpec):
         if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
             bias = (("places", source.grid[0] * source.grid[1]),)
         kept += residual_dims(self.residual) if self.residual == "plain" else ()
+        form = list(MLPS).index(self.mlp)
+        between: tuple[tuple[str, int], ...] = (("mlp", form),) if form else ()
         rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
         for groups, order in self.cuts:
             cut = (("groups", groups),) if groups > 1 else ()
             rows.append(Row("mb3d.attention", n, (channels, *widths, *cut, *bias, *kept)))
-            rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *kept)))
+            rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *between, *kept)))
             if order != "contiguous":
                 rows.append(
                     Row("mb3d.move", n, (channels, ("v", self.heads * self.value_dim), ("ways", 1 + self.inverse)))
@@ -222,7 +230,8 @@ class MB3D(BlockSpec):
     def row_macs(self, state: State) -> tuple[int, ...]:
         source, hidden = self._input(state)
         n, c = source.count, source.channels
-        each = {"mb3d.ffn": 2 * n * c * hidden, "mb3d.nll": 2 * n * c * hidden_width(c, self.nll) if self.nll else 0}
+        ffn = (1 + gates(self.mlp)) * n * c * hidden
+        each = {"mb3d.ffn": ffn, "mb3d.nll": 2 * n * c * hidden_width(c, self.nll) if self.nll else 0}
         projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
         found, loops = [], iter(self.cuts)
         for row in self.rows(state):
@@ -263,11 +272,15 @@ class MB3D(BlockSpec):
             heads = torch.unflatten(tensor, 0, (self.heads, -1))
             pieces = torch.split_with_sizes(heads, [self.key_dim, self.key_dim, self.value_dim], 1)
             return dict(zip("qkv", pieces, strict=True))
+        if name.startswith("mlp.fc1.") and gates(self.mlp) > 1:
+            return {name: torch.unflatten(tensor, 0, (gates(self.mlp), -1))}
         return {name: torch.unflatten(tensor, 1, (self.heads, -1)) if name == "token_mixer.proj.weight" else tensor}
 
     def join(self, name: str, parts: Mapping[str, Tensor], state: State) -> Tensor:
         if name.startswith("token_mixer.qkv."):
             return torch.cat([parts[piece] for piece in "qkv"], 1).flatten(0, 1)
+        if name.startswith("mlp.fc1.") and gates(self.mlp) > 1:
+            return parts[name].flatten(0, 1)
         return parts[name].flatten(1) if name == "token_mixer.proj.weight" else parts[name]
 
     def shallower(self, loops: int) -> "MB3D":

@@ -1,11 +1,24 @@
 """Parts that residual blocks share: how skip and branch are joined, and the two forms of the feed-forward branch."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FORMS", "ConvMlp", "Mlp", "Residual", "fewer", "hidden_width", "residual_dims", "residual_params"]
+__all__ = [
+    "FORMS",
+    "MLPS",
+    "ConvMlp",
+    "Mlp",
+    "Residual",
+    "fewer",
+    "gates",
+    "hidden_width",
+    "residual_dims",
+    "residual_params",
+]
 
 FORMS = ("layer_scale", "coefficients", "plain")
 
@@ -89,15 +102,47 @@ class ConvMlp(nn.Module):
         return out
 
 
-class Mlp(nn.Module):
-    """Linear - GELU - linear on tokens (B, N, C)."""
+class QuickGelu(nn.Module):
+    """`x sigmoid(1.702 x)`, as CLIP has it (arXiv 2103.00020)."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+MLPS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGelu,
+    "swiglu": nn.SiLU,  # of the gate, which multiplies the other half (arXiv 2002.05202)
+}
+"""What stands between the two layers of a feed-forward branch on tokens."""
+
+
+def gates(form: str) -> int:
+    """How many outputs of the first layer each hidden neuron takes."""
+    return 2 if form == "swiglu" else 1
+
+
+class Mlp(nn.Module):
+    """Linear - GELU, or another of `MLPS` - linear on tokens (B, N, C); gated, the first layer gives all gates, then all values."""
+
+    def __init__(self, channels: int, hidden: int, form: str = "gelu") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.act = nn.GELU()
+        self.gated = gates(form) > 1
+        self.fc1 = nn.Linear(channels, gates(form) * hidden)
+        self.act = MLPS[form]()
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        out: Tensor = self.fc2(self.neurons(x))
+        return out
+
+    def neurons(self, x: Tensor) -> Tensor:
+        """What the hidden neurons give, (B, N, hidden)."""
+        x = self.fc1(x)
+        if self.gated:
+            gate, value = x.chunk(2, -1)
+            gated: Tensor = self.act(gate) * value
+            return gated
+        out: Tensor = self.act(x)
         return out

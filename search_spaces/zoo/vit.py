@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Norm, Patch, Position, TokenPrune
+from search_spaces.blocks import MB3D, AttentionPool, BlockSpec, ClassToken, Head, Norm, Patch, Position, TokenPrune
 from search_spaces.errors import InputError
 from search_spaces.states import Tokens
 from search_spaces.zoo.released import Entry, Family, Naming, places
@@ -64,7 +64,10 @@ def _namings(arch: Arch) -> Iterator[Naming]:
         elif isinstance(spec, Position):
             found["pos_embed"] = Entry(place, lead=1)
         elif isinstance(spec, Norm):
-            found[f"norm_pre.{name.removeprefix('norm.')}"] = Entry(place)
+            where = "norm_pre" if position < min(at) else "norm"
+            found[f"{where}.{name.removeprefix('norm.')}"] = Entry(place)
+        elif isinstance(spec, AttentionPool):
+            found[f"attn_pool.{name}"] = Entry(place, lead=2 if name == "latent" else 0)
         elif isinstance(spec, MB3D):
             heads = spec.heads if ".qkv." in place else 0
             found[f"blocks.{at[position]}.{name.replace('token_mixer.', 'attn.')}"] = Entry(place, heads=heads)

@@ -19,6 +19,7 @@ COMMANDS = [
     "train",
     "search",
     "retrain",
+    "prune",
     "evaluate",
     "export",
     "report",

@@ -11,6 +11,7 @@ from search_spaces.blocks import (
     MB3D,
     MB4D,
     AttentionEmbed,
+    AttentionPool,
     BlockSpec,
     ClassToken,
     Embed,
@@ -59,6 +60,9 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 8, loops=2, nll=1, recursion="external"), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 8, residual="plain", bias=False, eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
         (MB3D(2, 4, 4, bias=False, qk_norm=True), Tokens(13, 6, (3, 4), prefix=1)),
+        (MB3D(2, 4, 4, 2, bias=False, mlp="swiglu"), Tokens(13, 6, (3, 4), prefix=1)),
+        (MB3D(2, 4, 4, mlp="gelu_tanh"), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 4, mlp="quick_gelu"), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
     ],
     "head": [
@@ -69,6 +73,8 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Head(3, pool="token", eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
         (Head(3, pool="token", distilled=True), Tokens(14, 6, (3, 4), prefix=2)),
         (Head(3), Tokens(7, 6, (3, 4), pruned=True)),
+        (Head(3, norm="none"), Tokens(1, 6, (1, 1))),
+        (Head(0, pool="token"), Tokens(13, 6, (3, 4), prefix=1)),
     ],
     "token_prune": [
         (TokenPrune(5), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
@@ -76,7 +82,16 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (TokenPrune(4), Tokens(10, 6, (3, 4), prefix=1, scored_by=(2, 8))),
     ],
     "patch": [(Patch(8, 4), Map(3, 8, 12)), (Patch(8, 4, bias=False), Map(3, 8, 12))],
-    "norm": [(Norm(), Tokens(12, 6, (3, 4))), (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1))],
+    "attention_pool": [
+        (AttentionPool(2, 2), Tokens(12, 6, (3, 4))),
+        (AttentionPool(3, 1, mlp="swiglu"), Tokens(14, 6, (3, 4), prefix=2)),
+        (AttentionPool(2, 2), Tokens(7, 6, (3, 4), pruned=True)),
+    ],
+    "norm": [
+        (Norm(), Tokens(12, 6, (3, 4))),
+        (Norm(), Tokens(7, 6, (3, 4), pruned=True)),
+        (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1)),
+    ],
     "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
     "map_attention": [
         (MapAttention(2, 4, 8, 2), Map(8, 4, 4)),

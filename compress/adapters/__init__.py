@@ -1,0 +1,61 @@
+"""Networks of other libraries as Archs: one file a library, the only ones that know its insides."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.arch import Arch, Network
+from search_spaces.errors import InputError
+
+__all__ = ["from_module"]
+
+ADAPTERS = {"timm": "compress.adapters.timm", "transformers": "compress.adapters.huggingface"}
+"""By the package that a model's class, or the nearest of those it inherits from, is defined in; imported when one comes."""
+
+CLOSE = (
+    1e-3  # relative to the largest logit: what an option that an adapter overlooked would exceed, and rounding does not
+)
+
+
+def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
+    """A dense network as Arch and weights with the same logits: `arch.build().load_state_dict(weights)`.
+
+    Args:
+        model: a `Network` of ours, timm's `VisionTransformer` (ViT, DeiT, DeiT-III, distilled, CLIP, DINOv2, SigLIP; with no classifier
+            an encoder, whose features are the logits), or Hugging Face's `ViTForImageClassification`.
+
+    Raises:
+        InputError: it is none of these, or has a part that no Arch describes, which is named; or its weights hold NaN.
+    """
+    if isinstance(model, Network):
+        return model.arch, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+    known = next((package for package in packages if package in ADAPTERS), None)
+    if known is None:
+        raise InputError(
+            f"{type(model).__name__} is no network of {', '.join(ADAPTERS)} or ours, whose parts are known"
+        )
+    read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
+    arch, weights = read(model)
+    _check(model, arch, weights)
+    return arch, weights
+
+
+@torch.no_grad()
+def _check(model: nn.Module, arch: Arch, weights: dict[str, Tensor]) -> None:
+    """Compare the outputs on one image: a subclass may compute what its parts do not show."""
+    network = arch.build()
+    network.load_state_dict(weights)
+    training, device = model.training, next(model.parameters()).device
+    try:
+        given = model.eval()(arch.example().to(device))
+    finally:
+        model.train(training)
+    wanted = (given if isinstance(given, Tensor) else given.logits).float().cpu()
+    found = network.eval()(arch.example())
+    if found.shape != wanted.shape or (found - wanted).abs().max() > CLOSE * wanted.abs().max():
+        raise InputError(
+            f"{type(model).__name__} computes something else than its parts say, so it cannot be described"
+        )

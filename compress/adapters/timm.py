@@ -1,0 +1,167 @@
+"""timm's `VisionTransformer`, in all the forms that differ by constructor arguments."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers import Attention, AttentionPoolLatent, GluMlp, Mlp, PatchEmbed
+from timm.layers.layer_scale import LayerScale
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, AttentionPool, BlockSpec, ClassToken, Head, Norm, Patch, Position
+from search_spaces.errors import InputError
+from search_spaces.zoo.released import Naming, check, fitted, places
+from search_spaces.zoo.vit import FAMILY
+
+__all__ = ["read"]
+
+NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
+
+
+def read(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
+    """See `compress.from_module`."""
+    if not isinstance(model, VisionTransformer):
+        raise InputError(f"of timm's networks VisionTransformer is described, and {type(model).__name__} is none")
+    arch = _arch(model)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    naming = _naming(model, arch)
+    for name, entry in naming.items():
+        if name not in state and name.endswith(".bias"):  # a layer without one
+            state[name] = torch.zeros(entry.shape(places(arch)[entry.place]))
+    fault = check(arch, naming, (), state)
+    if fault is not None:
+        raise _refused(model, f"weights that its parts do not name ({fault})")
+    network = arch.build()
+    network.load_state_dict({**network.state_dict(), **fitted(arch, naming, state)})
+    return arch, dict(network.state_dict())
+
+
+def _refused(model: nn.Module, what: str) -> InputError:
+    return InputError(f"this {type(model).__name__} has {what}, which no Arch describes")
+
+
+def _naming(model: VisionTransformer, arch: Arch) -> Naming:
+    """Names that timm gives to the network's weights, by what this model has of what an Arch does not tell."""
+    naming = dict(next(FAMILY.namings(arch)))
+    if not model.has_class_token and model.num_prefix_tokens:
+        naming["reg_token"] = replace(naming.pop("cls_token"), rows=None)
+    for part in ("weight", "bias"):
+        if f"norm.{part}" in naming and isinstance(model.norm, NOTHING):
+            naming[f"fc_norm.{part}"] = naming.pop(f"norm.{part}")
+    return naming
+
+
+def _arch(model: VisionTransformer) -> Arch:
+    patches = model.patch_embed
+    if type(patches) is not PatchEmbed or not isinstance(patches.norm, NOTHING):
+        raise _refused(model, f"an embedding {type(patches).__name__} or a norm in it")
+    (side, other), (size, width) = patches.img_size, patches.patch_size
+    if side != other or size != width:
+        raise _refused(model, f"images of {side} x {other} or patches of {size} x {width}, not square")
+    bias = patches.proj.bias is not None
+    blocks: list[BlockSpec] = [Patch(patches.proj.out_channels, size, bias=bias)]
+    prefix = model.num_prefix_tokens
+    table = [] if model.pos_embed is None else [Position()]
+    tokens = [ClassToken(prefix)] if prefix else []
+    blocks += [*table, *tokens] if model.no_embed_class else [*tokens, *table]
+    blocks += [_norm(model, model.norm_pre)] if not isinstance(model.norm_pre, NOTHING) else []
+    blocks += [_block(model, block) for block in model.blocks]
+    return Arch(side, patches.proj.in_channels, (*blocks, *_head(model)))
+
+
+def _norm(model: nn.Module, norm: nn.Module) -> Norm:
+    return Norm(_eps(model, norm))
+
+
+def _eps(model: nn.Module, norm: nn.Module) -> float:
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
+        raise _refused(model, f"a norm {type(norm).__name__} that is not LayerNorm with weight and bias")
+    return norm.eps
+
+
+def _block(model: VisionTransformer, block: nn.Module) -> MB3D:
+    if type(block) is not Block:
+        raise _refused(model, f"blocks {type(block).__name__}")
+    attention: Any = block.attn
+    if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
+        raise _refused(model, f"attention {type(attention).__name__} or a gate on it")
+    if not isinstance(attention.norm, NOTHING):
+        raise _refused(model, "a norm on what attention gives (scale_attn_norm)")
+    eps = _eps(model, block.norm1)
+    normed = not isinstance(attention.q_norm, NOTHING)
+    inner = [attention.q_norm, attention.k_norm] if normed else []
+    if any(_eps(model, norm) != eps for norm in (block.norm2, *inner)):
+        raise _refused(model, "norms of unlike eps in a block")
+    scaled = [isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2)]
+    if any(scaled) != all(scaled):
+        raise _refused(model, "one layer scale in a block of two branches")
+    channels = attention.qkv.in_features
+    hidden, form = _mlp(model, block.mlp)
+    width = int(attention.head_dim)
+    return MB3D(
+        int(attention.num_heads),
+        width,
+        width,
+        hidden / channels,
+        residual="layer_scale" if all(scaled) else "plain",
+        bias=False,
+        eps=eps,
+        qk_norm=normed,
+        mlp=form,
+    )
+
+
+def _mlp(model: nn.Module, mlp: Any) -> tuple[int, str]:
+    """Hidden neurons of an MLP, and its form."""
+    if type(mlp) not in (Mlp, GluMlp) or not isinstance(mlp.norm, NOTHING):
+        raise _refused(model, f"an MLP {type(mlp).__name__} or a norm in it (scale_mlp_norm)")
+    hidden, act = int(mlp.fc2.in_features), mlp.act
+    name = type(act).__name__
+    if type(mlp) is GluMlp:
+        if mlp.gate_last or name != "SiLU":
+            raise _refused(model, f"a gated MLP of {name} or with the gate last")
+        return hidden, "swiglu"
+    if name in ("GELU", "GELUTanh"):
+        tanh = name == "GELUTanh" or getattr(act, "approximate", "none") == "tanh"
+        return hidden, "gelu_tanh" if tanh else "gelu"
+    if name in ("QuickGELU", "QuickGELUActivation"):
+        return hidden, "quick_gelu"
+    raise _refused(model, f"an MLP with {name}")
+
+
+def _head(model: VisionTransformer) -> list[BlockSpec]:
+    distilled = isinstance(model, VisionTransformerDistilled)
+    classes = int(model.num_classes)
+    norm, pooled = model.norm, model.fc_norm
+    if model.attn_pool is not None:
+        return _pooling_head(model, classes)
+    if model.global_pool not in ("token", "avg") or model.pool_include_prefix:
+        raise _refused(model, f"a head that pools {model.global_pool!r}, or class tokens with the patches")
+    before, after = (not isinstance(one, NOTHING) for one in (norm, pooled))
+    if before and after:
+        raise _refused(model, "a norm before the pooling and another after it")
+    if distilled and not classes:
+        raise _refused(model, "two class tokens and no classifier")
+    pool = "token" if model.global_pool == "token" else "mean"
+    if not before and not after:
+        return [Head(classes, pool=pool, norm="none", distilled=distilled)]
+    eps = _eps(model, norm if before else pooled)
+    return [Head(classes, distilled, mean_first=after and pool == "mean", pool=pool, eps=eps)]
+
+
+def _pooling_head(model: VisionTransformer, classes: int) -> list[BlockSpec]:
+    """Of SigLIP: all tokens normed, then pooled by attention."""
+    pool: Any = model.attn_pool
+    if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.pos_embed is not None:
+        raise _refused(model, f"a pooling {type(pool).__name__} of several queries or with positions")
+    parts = (pool.q_norm, pool.k_norm, model.fc_norm)
+    if not all(isinstance(part, NOTHING) for part in parts) or isinstance(pool.q, NOTHING) or model.pool_include_prefix:
+        raise _refused(model, "norms in its pooling, class tokens in it, or a query without projection")
+    hidden, form = _mlp(model, pool.mlp)
+    channels = pool.proj.in_features
+    first: list[BlockSpec] = [] if isinstance(model.norm, NOTHING) else [_norm(model, model.norm)]
+    pooling = AttentionPool(int(pool.num_heads), hidden / channels, _eps(model, pool.norm), form)
+    return [*first, pooling, Head(classes, norm="none")]

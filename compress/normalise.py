@@ -1,0 +1,41 @@
+"""A ViT that takes images normalised in another way, with the same logits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from search_spaces.arch import Network
+from search_spaces.blocks import Patch
+
+__all__ = ["seeing"]
+
+
+@torch.no_grad()
+def seeing(
+    network: Network, mean: Sequence[float], std: Sequence[float], new_mean: Sequence[float], new_std: Sequence[float]
+) -> Network:
+    """The network for images that are normalised by `new_mean` and `new_std`, not by `mean` and `std`, in eval mode.
+
+    Patches overlap with nothing and no border is added, so the difference goes into the weights of the first layer, and into its
+    bias, which it gets where it has none.
+
+    Raises:
+        ValueError: the network does not begin with patches, or another number of channels is given.
+    """
+    first = network.arch.blocks[0]
+    if not isinstance(first, Patch):
+        raise ValueError(f"images can be normalised anew before patches; this network begins with {first.kind}")
+    given = [torch.tensor(values, dtype=torch.float64) for values in (mean, std, new_mean, new_std)]
+    if any(len(values) != network.arch.channels for values in given):
+        raise ValueError(f"the network takes {network.arch.channels} channels, each with a mean and a deviation")
+    was, spread, now, now_spread = given
+    arch = replace(network.arch, blocks=(replace(first, bias=True), *network.arch.blocks[1:]))
+    found, weights = arch.build(), dict(network.state_dict())
+    weight = weights["blocks.0.proj.weight"].double()
+    bias = weights.get("blocks.0.proj.bias", weight.new_zeros(len(weight))).double()
+    offset = ((now - was) / spread)[:, None, None] * weight
+    weights["blocks.0.proj.weight"] = (weight * (now_spread / spread)[:, None, None]).float()
+    weights["blocks.0.proj.bias"] = (bias + offset.sum((1, 2, 3))).float()
+    found.load_state_dict(weights)
+    return found.eval()

@@ -1,0 +1,154 @@
+"""Parts of a trained ViT made smaller so that their outputs change least on given images; pure functions of weights and statistics.
+
+Statistics are second moments of activations, summed over calibration images. All are float64: they are solved with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Elimination", "Reduced", "eliminate", "narrower_queries", "narrower_values", "refit"]
+
+LAZY = 64  # rows that are left out before the whole inverse is brought up to date
+RIDGE = 1e-4  # of the mean second moment: keeps a solution from resting on what the images hardly show
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A smaller part, and the share of its output's second moment that is lost."""
+
+    weights: tuple[Tensor, ...]
+    error: float
+
+
+def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, d) square root of a second moment, and its inverse; directions without any are given a little."""
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp(min=0) + RIDGE * values.clamp(min=0).mean()
+    root = values.sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+def narrower_queries(q: Tensor, k: Tensor, rank: int) -> Reduced:
+    """Maps of one head's queries and keys to `rank` channels, so that their products change least (Eckart and Young).
+
+    A product of queries and keys is that of `B` and `C` in between, whatever their rank: with Q and K whitened, the best of a rank is
+    the truncated singular value decomposition.
+
+    Args:
+        q: (d, d) second moment of the queries.
+        k: (d, d) that of the keys, less their mean over the image, which no softmax over keys notices.
+        rank: channels that are left.
+
+    Returns:
+        B (d, rank) and C (d, rank): new queries are Q B, new keys K C.
+    """
+    root_q, back_q = _root(q)
+    root_k, back_k = _root(k)
+    left, values, right = torch.linalg.svd(root_q @ root_k)
+    scale = values[:rank].sqrt()
+    lost = values[rank:].square().sum() / values.square().sum()
+    return Reduced((back_q @ left[:, :rank] * scale, back_k @ right[:rank].T * scale), float(lost))
+
+
+def narrower_values(context: Tensor, projection: Tensor, rank: int) -> Reduced:
+    """One head's values in `rank` channels, so that what is projected of them changes least.
+
+    Args:
+        context: (d, d) second moment of attention times values.
+        projection: (d, channels), what the head's context is multiplied by.
+        rank: channels that are left.
+
+    Returns:
+        B (d, rank), of which new values are V B, and the new projection (rank, channels).
+    """
+    root, back = _root(context)
+    left, values, right = torch.linalg.svd(root @ projection, full_matrices=False)
+    lost = values[rank:].square().sum() / values.square().sum()
+    return Reduced((back @ left[:, :rank], values[:rank, None] * right[:rank]), float(lost))
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """In which order parts of a layer's input are best left out, and what that costs when the rest takes over what it can."""
+
+    order: Tensor  # (parts,), the first to go first
+    errors: Tensor  # (parts + 1,) share of the output's second moment that is lost without the first 0, 1, … of them
+
+
+def eliminate(moment: Tensor, matrix: Tensor, size: int = 1) -> Elimination:
+    """Leave out parts of the input of a linear layer, those first whose loss the others make up for best.
+
+    Optimal brain surgeon (Hassibi and Stork, 1993) for the least squares of a layer's output: with H the inverse of the
+    second moment, leaving out the rows g of the matrix costs W[g]^T H[g, g]^-1 W[g] once the others are solved anew, which
+    is W - H[:, g] H[g, g]^-1 W[g].
+
+    Args:
+        moment: (parts * size + 1, ...) second moment of the input, a constant for the bias last.
+        matrix: (parts * size + 1, out), transposed weight of the layer, the bias last; never left out.
+        size: inputs of a part: 1 for neurons, a head's width for heads.
+    """
+    ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    inverse, weights = torch.linalg.inv(moment + ridge), matrix.clone()
+    order, costs = _neurons(inverse, weights) if size == 1 else _groups(inverse, weights, size)
+    whole = torch.einsum("io,ij,jo->", matrix, moment, matrix)
+    errors = torch.cat([costs.new_zeros(1), costs.cumsum(0) / whole])
+    return Elimination(order, errors.clamp(max=1.0))
+
+
+def _neurons(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Order and costs of single rows; the inverse is brought up to date every `LAZY` rows, and in between one column at a time."""
+    count = len(inverse) - 1
+    costs, order = inverse.new_empty(count), torch.empty(count, dtype=torch.long, device=inverse.device)
+    diagonal, gone = inverse.diagonal().clone(), torch.zeros(count, dtype=torch.bool, device=inverse.device)
+    late = inverse.new_empty(len(inverse), LAZY)
+    for number in range(count):
+        column = number % LAZY
+        if number and not column:
+            inverse -= late @ late.T
+        each = (weights[:count].square().sum(1) / diagonal[:count]).masked_fill(gone, torch.inf)
+        chosen = int(each.argmin())
+        pivot = inverse[:, chosen] - late[:, :column] @ late[chosen, :column]
+        pivot = pivot / pivot[chosen].sqrt()
+        costs[number], order[number], gone[chosen] = each[chosen], chosen, True
+        weights -= torch.outer(pivot, weights[chosen] / pivot[chosen])
+        diagonal -= pivot.square()
+        late[:, column] = pivot
+    return order, costs
+
+
+def _groups(inverse: Tensor, weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Order and costs of groups of `size` rows."""
+    left = torch.arange((len(inverse) - 1) // size, device=inverse.device)
+    order, costs = [], []
+    while len(left):
+        rows = left[:, None] * size + torch.arange(size, device=left.device)
+        inner = torch.linalg.solve(inverse[rows[:, :, None], rows[:, None, :]], weights[rows])
+        each = (weights[rows] * inner).sum((1, 2))
+        chosen = int(each.argmin())
+        order.append(left[chosen])
+        costs.append(each[chosen])
+        across = torch.linalg.solve(inverse[rows[chosen]][:, rows[chosen]], inverse[rows[chosen]])
+        weights -= inverse[:, rows[chosen]] @ inner[chosen]
+        inverse -= inverse[:, rows[chosen]] @ across
+        left = torch.cat([left[:chosen], left[chosen + 1 :]])
+    return torch.stack(order), torch.stack(costs)
+
+
+def refit(moment: Tensor, matrix: Tensor, kept: Tensor, size: int = 1) -> Tensor:
+    """The rows of a matrix that are left (kept * size + 1, out), solved anew so that the input times it changes least.
+
+    Args:
+        moment: as for `eliminate`, as are `matrix` and `size`.
+        matrix: see there.
+        kept: (n,) the parts that stay.
+        size: see there.
+    """
+    rows = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
+    rows = torch.cat([rows, rows.new_tensor([len(moment) - 1])])
+    chosen = moment[rows][:, rows]
+    ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(rows), dtype=moment.dtype, device=moment.device)
+    # A ridge towards the old weights: what the images do not tell stays as it was.
+    found: Tensor = torch.linalg.solve(chosen + ridge, moment[rows] @ matrix + ridge @ matrix[rows])
+    return found

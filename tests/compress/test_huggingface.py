@@ -1,0 +1,52 @@
+"""Hugging Face's ViT as an Arch; needs the extra `hf`."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import compress
+from search_spaces.errors import InputError
+from tests.compress.test_from_module import same, shuffled
+
+transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+
+SMALL: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 36,
+    "num_labels": 7,
+}
+
+
+class Logits(torch.nn.Module):
+    """The logits alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model(images).logits
+        return out
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"hidden_act": "quick_gelu"}, {"qkv_bias": False}, {"num_channels": 1}, {"layer_norm_eps": 1e-3}]
+)
+def test_the_logits_are_the_same(form: dict[str, Any]) -> None:
+    config = transformers.ViTConfig(**SMALL | form)
+    model = shuffled(transformers.ViTForImageClassification(config))
+    arch, weights = compress.from_module(model)
+    assert same(Logits(model), arch, weights) < 1e-5
+
+
+def test_what_no_arch_describes_is_refused_by_name() -> None:
+    config = transformers.ViTConfig(**SMALL | {"hidden_act": "relu"})
+    with pytest.raises(InputError, match="an MLP with relu"):
+        compress.from_module(transformers.ViTForImageClassification(config))
+    with pytest.raises(InputError, match="ViTModel is none"):
+        compress.from_module(transformers.ViTModel(transformers.ViTConfig(**SMALL)))

@@ -1,0 +1,102 @@
+"""Pruning a ViT by a few images: budgets hold, little is lost, and bad input is named."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.prune import BudgetTooSmall, Macs, _measured, prune
+from compress.slicing import BlockSize
+from search_spaces.arch import Arch, Network
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.errors import InputError
+from tests.compress.test_slicing import HIDDEN, images, network
+from tests.nas.toy import toy_space
+
+DATA = [images(0), images(1)]
+DENSE = Macs().total(network().arch)
+
+
+def pruned(share: float, model: nn.Module | None = None, **how: Any) -> Any:
+    model = network() if model is None else model
+    assert isinstance(model, Network)
+    return prune(model, Macs(), share * Macs().total(model.arch), DATA, **how)
+
+
+def scores(arch: Arch, weights: dict[str, Tensor], given: Tensor) -> Tensor:
+    made = arch.build().eval()
+    made.load_state_dict(weights)
+    with torch.no_grad():
+        return made(given)
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"mlp": "swiglu"}, {"qk_norm": True}, {"residual": "layer_scale", "layer_scale": 0.5}]
+)
+def test_budgets_hold_and_more_is_lost_for_less(form: dict[str, Any]) -> None:
+    model = network(**form)
+    found = [pruned(share, model) for share in (0.85, 0.7, 0.5)]
+    dense = Macs().total(model.arch)
+    for share, one in zip((0.85, 0.7, 0.5), found, strict=True):
+        assert 0.5 * share * dense < one.cost == Macs().total(one.arch) <= share * dense == share * one.dense_cost
+        assert scores(one.arch, one.weights, images(5)).shape == (32, 5)
+    assert 0 < found[0].divergence < found[1].divergence < found[2].divergence
+
+
+def test_a_budget_above_the_dense_network_gives_it_back() -> None:
+    model = network()
+    found = pruned(1.0, model)
+    assert found.arch == model.arch and found.divergence == 0 and found.cost == found.dense_cost
+    assert torch.equal(scores(found.arch, found.weights, images(5)), model(images(5)).detach())
+
+
+def test_what_says_nothing_goes_first() -> None:
+    """The neurons of one block are copies of a third of them: nothing else need be touched."""
+    model = network()
+    with torch.no_grad():
+        first = model.blocks[3].mlp.fc1  # type: ignore[union-attr]
+        for weight in (first.weight, first.bias):
+            weight[12:24], weight[24:] = weight[:12], weight[:12]
+    state = model.arch.states[3]
+    block = model.arch.blocks[3]
+    assert isinstance(block, MB3D)
+    saved = block.macs(state) - replace(block, ratio=12 / 24).macs(state)
+    found = prune(model, Macs(), Macs().total(model.arch) - 0.8 * saved, DATA)
+    assert found.divergence < 1e-3 and found.sizes[3].hidden <= HIDDEN // 2 and found.sizes[4].hidden == HIDDEN  # type: ignore[union-attr]
+
+
+def test_less_is_lost_than_by_cutting_all_blocks_alike() -> None:
+    model = network()
+    size = BlockSize(2, 8, 8, 24)
+    dense = _measured(model.arch, model.state_dict(), DATA, 64)
+    alike, _ = dense.shrunk({3: size, 4: size})
+    found = prune(model, Macs(), Macs().total(alike), DATA)
+    assert found.cost <= Macs().total(alike) and found.divergence < dense.divergence({3: size, 4: size})
+
+
+def test_encoders_are_compared_by_their_features() -> None:
+    block = MB3D(3, 8, 8, 1.5, residual="plain", bias=False)
+    torch.manual_seed(0)
+    model = Arch(32, 3, (Patch(24, 8), ClassToken(), Position(), block, block, Head(0, pool="token"))).build().eval()
+    found = pruned(0.7, model)
+    assert 0 < found.divergence < 1 and scores(found.arch, found.weights, images(5)).shape == (32, 24)
+
+
+def test_what_cannot_be_pruned_is_named() -> None:
+    with pytest.raises(BudgetTooSmall, match="the cheapest network") as small:
+        pruned(0.01)
+    assert 0 < small.value.cheapest < DENSE
+    assert pruned(small.value.cheapest / DENSE * 1.001).cost <= small.value.cheapest * 1.001
+    with pytest.raises(InputError, match="got none"):
+        prune(network(), Macs(), 0.5 * DENSE, [])
+    with pytest.raises(InputError, match=r"\(B, 3, 32, 32\), got \(2, 3, 16, 16\)"):
+        prune(network(), Macs(), 0.5 * DENSE, [torch.zeros(2, 3, 16, 16)])
+    with pytest.raises(InputError, match="cannot be pruned: it takes a plain ViT"):
+        prune(toy_space().smallest.build(), Macs(), 1.0, DATA)
+    broken = network()
+    with torch.no_grad():
+        broken.blocks[0].proj.weight[0, 0] = torch.nan  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="not finite"):
+        prune(broken, Macs(), 0.5 * DENSE, DATA)

@@ -1,0 +1,101 @@
+"""Models of timm and Hugging Face by name, as networks of ours."""
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as vision
+
+from compress import seeing
+from nas.cost import params
+from nas.launch import evaluate_network, retrain_network
+from nas.networks import network_named
+from nas.train.loop import Recipe
+from search_spaces import InputError
+from search_spaces.blocks import Head, Patch
+from tests.compress.test_slicing import network
+from tests.nas.test_teachers import HUB, data_of, model_of, saved, wanted_scores
+
+MEAN, STD = (0.2, 0.4, 0.6), (0.1, 0.3, 0.5)
+
+
+def pixels(side: int, count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_a_timm_model_by_name_gives_its_scores_and_as_a_data_set_normalises_too(tmp_path: Path) -> None:
+    model = saved("test_vit", 4, tmp_path / "w.safetensors")
+    named = network_named(f"timm:test_vit@{tmp_path / 'w.safetensors'}")
+    assert named.network is not None and named.arch.classes == 4 and named.arch.image_size == 160
+    images, config = pixels(160), model.default_cfg
+    own = vision.normalize(images, list(config["mean"]), list(config["std"]))
+    torch.testing.assert_close(named.network(own), wanted_scores(model, images), rtol=1e-4, atol=1e-5)
+    ours = named.seeing(data_of(4, 160))
+    assert ours.network is not None and ours.normalisation is None
+    found = ours.network(vision.normalize(images, list(MEAN), list(STD)))
+    torch.testing.assert_close(found, wanted_scores(model, images), rtol=1e-4, atol=1e-5)
+    assert ours.seeing(data_of(4, 160)) is ours, "once is enough"
+
+
+def test_published_weights_come_as_safetensors(tmp_path: Path) -> None:
+    saved("test_vit", 1000, tmp_path / "w.safetensors")
+    with patch(HUB, return_value=str(tmp_path / "w.safetensors")) as hub:
+        named = network_named("timm:test_vit")
+    assert [call.kwargs["filename"] for call in hub.call_args_list] == ["model.safetensors"]
+    assert named.arch.classes == 1000 and params(named.arch) == sum(
+        p.numel() for p in model_of("test_vit", 1000).parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:test_vot", "no model 'test_vot'; is it test_vit"),
+        ("timm:test_resnet@{file}", "timm:test_resnet@.*: of timm's networks VisionTransformer is described"),
+        ("timm:test_vit@nowhere.safetensors", "nowhere.safetensors is not a file"),
+        ("timm:vit_tiny_patch16_224@{file}", "does not fit vit_tiny_patch16_224"),
+        ("hf:nowhere", "hf:nowhere"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(name: str, message: str, tmp_path: Path) -> None:
+    saved("test_resnet", 4, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=message) as found:
+        network_named(name.format(file=tmp_path / "w.safetensors"))
+    assert "\n" not in str(found.value)
+
+
+def test_a_missing_extra_is_named() -> None:
+    with (
+        patch.dict(sys.modules, {"transformers": None}),
+        pytest.raises(InputError, match=r'pip install "vit-nas\[hf\]"'),
+    ):
+        network_named("hf:google/vit-base-patch16-224")
+
+
+@torch.no_grad()
+def test_an_image_normalised_in_another_way_gets_the_same_scores() -> None:
+    bare = network()
+    made = seeing(bare, (0.5,) * 3, (0.25,) * 3, MEAN, STD)
+    images = pixels(32)
+    own = vision.normalize(images, [0.5] * 3, [0.25] * 3)
+    torch.testing.assert_close(made(vision.normalize(images, list(MEAN), list(STD))), bare(own), rtol=1e-4, atol=1e-5)
+    assert made.arch == bare.arch
+    with pytest.raises(ValueError, match="3 channels"):
+        seeing(bare, (0.5,), (0.25,), MEAN, STD)
+
+
+def test_a_timm_model_is_evaluated_and_retrained_with_another_number_of_classes(tmp_path: Path) -> None:
+    """The command's own functions, on the embedded data."""
+    saved("test_vit", 16, tmp_path / "w.safetensors")
+    name = f"timm:test_vit@{tmp_path / 'w.safetensors'}"
+    found = evaluate_network(name, "contours", "val", 20)
+    assert found["images"] == 20 and 0 <= found["acc"] <= 1
+    with pytest.raises(InputError, match="tells 16 classes apart, digits has 10"):
+        evaluate_network(name, "digits", "val", 20)
+    summary = retrain_network(name, "digits", Recipe(1, batch_size=64), tmp_path / "run", image_size=32)
+    named = network_named(str(tmp_path / "run"))
+    assert named.arch.classes == 10 and named.arch.image_size == 32 and 0 <= summary["test_acc"] <= 1
+    assert isinstance(named.arch.blocks[0], Patch) and isinstance(named.arch.blocks[-1], Head)

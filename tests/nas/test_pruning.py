@@ -1,0 +1,121 @@
+"""`nas prune` on a ViT of 32 pixels: rows measured, budget held, files that load, and bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nas.cost import macs
+from nas.errors import BudgetError
+from nas.launch import evaluate_network
+from nas.networks import network_named
+from nas.pruning import prune_network
+from nas.runs import save_weights
+from search_spaces import zoo
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.errors import InputError
+from tests.cli.test_commands import nas
+from tests.nas.test_measure import TARGET
+
+BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
+ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 4, Head(10, pool="token")))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights."""
+    torch.manual_seed(0)
+    network = ARCH.build()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    path = tmp_path_factory.mktemp("model") / "vit.safetensors"
+    save_weights(path, network.state_dict(), ARCH)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("runs") / "pruned"
+    return prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64), out
+
+
+def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -> None:
+    found, out = pruned
+    before, after = found["before"], found["after"]
+    assert after["measured_ms"] <= found["budget_ms"] and found["speedup_measured"] > 1.2
+    assert before.keys() == after.keys() == {"params", "macs", "measured_ms", "measured_p90_ms", "peak_mb", "acc"}
+    assert after["macs"] < before["macs"] == macs(ARCH) and found["speedup_macs"] == before["macs"] / after["macs"]
+    assert len(found["blocks"]) == 4 and all(0 <= row["ms_share"] <= 1 for row in found["blocks"])
+    assert json.loads((out / "summary.json").read_text()) == found
+    named = network_named(str(out))
+    assert named.network is not None and macs(named.arch) == after["macs"]
+    assert evaluate_network(str(out), "digits", "test", None)["acc"] == pytest.approx(after["acc"])
+
+
+def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """What is left of one pruning is pruned again, by the table that is there by then or is measured."""
+    flags = ("--data", "digits", "--target", TARGET.name, "--images", 32)
+    found = nas("prune", pruned[1], *flags, "--speedup", 1.1, "--out", tmp_path / "again")
+    assert found["after"]["measured_ms"] <= found["budget_ms"] < found["before"]["measured_ms"]
+    assert nas("describe", tmp_path / "again")["macs"] == found["after"]["macs"]
+    assert "nowhere is no zoo name" in nas("prune", "nowhere", *flags, "--speedup", 2, code=2)
+    line = nas("prune", pruned[1], *flags, "--budget-ms", 1e-4, "--out", tmp_path / "never", code=3)
+    assert "the cheapest network of these blocks is predicted to take" in line
+
+
+def test_a_run_that_is_done_is_not_done_again(pruned: tuple[dict[str, Any], Path], model: Path) -> None:
+    found, out = pruned
+    again = prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64, resume=True)
+    assert again == found
+    with pytest.raises(InputError, match="already holds a run"):
+        prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64)
+    with pytest.raises(InputError, match=r"speedup = 1\.5"):
+        prune_network(str(model), "digits", out, target=TARGET.name, speedup=2, images=64, resume=True)
+
+
+def test_a_budget_that_is_met_already_changes_nothing(
+    pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, budget_ms=1000, images=64)
+    assert (
+        found["speedup_measured"] == 1
+        and found["divergence"] == 0
+        and network_named(str(tmp_path / "run")).arch == ARCH
+    )
+    assert "within the budget of 1000 ms" in capsys.readouterr().err
+
+
+def test_a_budget_that_nothing_holds_names_the_cheapest(
+    pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match=r"the cheapest network of these blocks is predicted to take \d"):
+        prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, budget_ms=1e-4, images=64)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "data", "how", "message"),
+    [
+        ("{file}", "digits", {}, "either --budget-ms MS or --speedup X"),
+        ("{file}", "digits", {"budget_ms": 1, "speedup": 2}, "either --budget-ms MS or --speedup X"),
+        ("{file}", "digits", {"speedup": 1.0}, "--speedup must be above 1"),
+        ("{file}", "digits", {"budget_ms": float("nan")}, "--budget-ms must be positive"),
+        ("{file}", "contours", {"speedup": 2}, "tells 10 classes apart, contours has 16; fit it first: nas retrain"),
+        ("deit_tiny_patch16_224", "digits", {"speedup": 2}, "has no weights to prune"),
+        ("{hybrid}", "digits", {"speedup": 2}, "cannot be pruned"),
+    ],
+)
+def test_bad_input_is_one_line(
+    model_name: str, data: str, how: dict[str, Any], message: str, model: Path, tmp_path: Path
+) -> None:
+    hybrid = tmp_path / "l1.safetensors"
+    if model_name == "{hybrid}":
+        arch = zoo.arch("efficientformer_l1").with_classes(10)
+        save_weights(hybrid, arch.keeping([]).build().state_dict(), arch)
+    name = model_name.format(file=model, hybrid=hybrid)
+    with pytest.raises(InputError, match=message) as found:
+        prune_network(name, data, tmp_path / "run", target=TARGET.name, **how)
+    assert "\n" not in str(found.value) and not (tmp_path / "run").exists()

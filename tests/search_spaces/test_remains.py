@@ -1,0 +1,47 @@
+"""What may be left of a ViT: every network that is drawn has its rows among the probes'."""
+
+import numpy as np
+import pytest
+
+from search_spaces import zoo
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.spaces.remains import Remains, neurons, widths
+from tests.nas.toy import toy_space
+
+
+def dense(**form: object) -> Arch:
+    block = MB3D(3, 16, 16, 48 / 24, residual="plain", bias=False, **form)  # type: ignore[arg-type]
+    return Arch(32, 3, (Patch(24, 8), ClassToken(), Position(), block, block, block, Head(5, pool="token")))
+
+
+def test_sizes_are_multiples_that_kernels_like() -> None:
+    assert widths(64) == [64, 48, 32, 16] and widths(48) == [48, 32, 16] and widths(16) == [16, 8] and widths(8) == [8]
+    assert neurons(1536) == [*range(1536, 0, -96)] and neurons(36) == [36, 32, 24, 16, 8] and neurons(6) == [6]
+
+
+@pytest.mark.parametrize("form", [{}, {"qk_norm": True}, {"mlp": "swiglu"}])
+def test_rows_of_what_is_drawn_are_measured(form: dict[str, object]) -> None:
+    space, rng = Remains(dense(**form)), np.random.default_rng(0)
+    rows = set(space.rows)
+    assert set(dense(**form).rows) <= rows
+    drawn = [draw(rng) for draw in (space.sample, space.spread) for _ in range(60)]
+    assert all(set(arch.rows) <= rows for arch in drawn)
+    counts = {sum(isinstance(spec, MB3D) for spec in arch.blocks) for arch in drawn}
+    assert counts >= {2, 3} and min(counts) >= 1
+    sizes = {(s.heads, s.key_dim, s.value_dim) for arch in drawn for s in arch.blocks if isinstance(s, MB3D)}
+    assert len(sizes) >= (6 if form.get("qk_norm") else 10)
+    if form.get("qk_norm"):
+        assert {key for _, key, _ in sizes} == {16}
+
+
+def test_deit_takes_a_hundred_probes_and_not_one_for_each_block() -> None:
+    space = Remains(zoo.arch("deit_small_patch16_224"))
+    assert len(space.probes()) < 120 and space.name == f"remains-{space.arch.id}" and space.classes == 1000
+    assert space.spread(np.random.default_rng(0)).image_size == 224
+
+
+def test_what_is_no_plain_vit_is_refused() -> None:
+    for arch in (toy_space().smallest, *map(zoo.arch, ("asvit_deit_tiny", "efficientformer_l1", "sret_t"))):
+        with pytest.raises(ValueError, match="it takes a plain ViT"):
+            Remains(arch)
