@@ -9,6 +9,7 @@ error, beside those of the old table with one scale for all rows, which the same
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def trial(source: LatencyTable, target: str, given: argparse.Namespace, out: Pat
         "one_scale": scaled(source, about.adapted_from.one_scale, found, given.seed + 1),
         "within_band": float(np.mean(inside)),
         "seconds": about.seconds,
-        "measurement": about,
+        "measurement": asdict(about),
         "validation": found,
         "machine": dict(table.content.fingerprint),
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nas.calibration import banded
 from nas.latency import LatencyTable
-from nas.plan import CALIBRATION_STREAM, USE_STREAM, draw
+from nas.plan import CALIBRATION_STREAM, USE_STREAM, draw, rows_to_time
 from nas.table_file import Calibration, RowTime
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -213,15 +213,15 @@ def _factors(prices: _Prices, fit: _Fit) -> dict[str, float]:
     return {str(kind): float(new[kinds == kind].sum() / rows[kinds == kind].sum()) for kind in np.unique(kinds)}
 
 
-def check_source(source: LatencyTable, space: Measurable) -> None:
-    """Refuse a table that the space's networks cannot be adapted from.
+def check_source(source: LatencyTable, space: Measurable, thresholds: bool = True) -> None:
+    """Refuse a table that the space's networks cannot be adapted from, those with `thresholds` only where the new target runs them.
 
     Raises:
         InputError: it is of another space, or lacks rows.
     """
     if source.content.space != space.name:
         raise InputError(f"{source.path.name} is of the space {source.content.space}; --from needs one of {space.name}")
-    lacking = source.unmeasured(space.rows)
+    lacking = source.unmeasured(rows_to_time(space, thresholds))
     if lacking:
         known = ", ".join(map(str, source.content.classes))
         raise InputError(

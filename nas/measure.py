@@ -134,7 +134,7 @@ def measure_table(
     if source is None:
         plan = make_plan(space, table, seed, target.thresholds)
     else:
-        plan = _adaptation_plan(space, source, nets, seed, None if table is None else stem.name)
+        plan = _adaptation_plan(space, target, source, nets, seed, None if table is None else stem.name)
     job = Job(space, target, plan, rounds, seed, protocol, deadline, source)
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         sweep(stem)
@@ -145,9 +145,11 @@ def measure_table(
     return measured
 
 
-def _adaptation_plan(space: Measurable, source: LatencyTable, nets: int, seed: int, present: str | None) -> Plan:
+def _adaptation_plan(
+    space: Measurable, target: Target, source: LatencyTable, nets: int, seed: int, present: str | None
+) -> Plan:
     """The networks to time for a table that is adapted from `source`; `present` names a table that is in its way."""
-    check_source(source, space)
+    check_source(source, space, target.thresholds)
     if present is not None:
         raise InputError(f"{present} is there and lacks rows of {space.name}; pass --fresh to adapt a new one over it")
     return Plan((), choose_nets(source, space, nets, seed), (), source.reference, {}, ())

@@ -25,7 +25,7 @@ SEEDS = range(3)
 
 @pytest.fixture(scope="module")
 def shipped() -> LatencyTable:
-    return LatencyTable.load(next(SHIPPED.glob("hybrid_digits--*.csv")))
+    return LatencyTable.load(next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv")))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,10 @@ def test_what_cannot_be_adapted_is_refused_in_a_line(shipped: LatencyTable, tmp_
         check_source(shipped, SPACES["vit_digits"](classes=10))
     with pytest.raises(InputError, match=r"lacks 32 rows of hybrid_digits with 7 classes, such as head.*--classes"):
         check_source(shipped, SPACES["hybrid_digits"](classes=7))
+    static = LatencyTable.load(next(SHIPPED.glob("hybrid_digits--cpu-ort-int8-b1-t1--*.csv")))
+    check_source(static, SPACES["hybrid_digits"](classes=10), thresholds=False)
+    with pytest.raises(InputError, match="lacks 8 rows of hybrid_digits"):
+        check_source(static, SPACES["hybrid_digits"](classes=10))
     with pytest.raises(InputError, match="--nets must be at least 8, got 7"):
         choose_nets(shipped, space, 7, seed=0)
     with pytest.raises(InputError, match=r"asks for 5000 networks, and \d+ were found in hybrid_digits"):
