@@ -76,12 +76,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/latency_adapt.json"))
     given = parser.parse_args()
     source, trials = LatencyTable.load(given.source), []
+    options = f"--nets {given.nets} --validate {given.validate} --rounds {given.rounds} --seed {given.seed}"
+    command = f"python benchmarks/latency_adapt.py --targets {' '.join(given.targets)} {options}"
+    command += f" --from latency_tables/{source.path.name}.csv"
     with tempfile.TemporaryDirectory() as folder:
         for target in given.targets:
             trials.append(trial(source, target, given, Path(folder)))
             brief = {name: trials[-1][name] for name in ("target", "adapted", "one_scale", "within_band", "seconds")}
             print(json.dumps(brief), flush=True)
-            write_json(given.out, {"from": source.path.name, "sha256": source.content.sha256, "trials": trials})
+            about = {"command": command, "from": source.path.name, "sha256": source.content.sha256}
+            write_json(given.out, {**about, "trials": trials})
 
 
 if __name__ == "__main__":

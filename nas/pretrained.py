@@ -67,9 +67,9 @@ def normalisation(model: nn.Module) -> Normalisation:
         return tuple(wanted["mean"]), tuple(wanted["std"])
     from transformers import ViTImageProcessor
 
-    name = model.config._name_or_path  # type: ignore[union-attr]
+    config: Any = model.config
     try:
-        processor = ViTImageProcessor.from_pretrained(name)
+        processor = ViTImageProcessor.from_pretrained(str(config._name_or_path))
     except OSError:  # none was saved beside the weights
         processor = ViTImageProcessor()
     return tuple(processor.image_mean), tuple(processor.image_std)

@@ -166,6 +166,12 @@ def _job(
         raise InputError(f"{name} cannot be pruned: {error}") from error
     prices = find_table(table, target, lambda: remains)
     prices.check_machine(foreign)
+    lacking = prices.unpriced(remains.rows)
+    if lacking:
+        raise InputError(
+            f"{prices.path.name} lacks {len(lacking)} rows of what may be left of {name}, such as {lacking[0].key}; pass "
+            f"--target {prices.target.name} in its place, which measures them"
+        )
     return Job(named, named.network, data, prices, images, seed)
 
 

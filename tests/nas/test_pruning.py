@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from latency_tables import SHIPPED
 from nas.cost import macs
 from nas.errors import BudgetError
 from nas.launch import evaluate_network
@@ -20,6 +21,7 @@ from search_spaces.errors import InputError
 from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 
+SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 4, Head(10, pool="token")))
 
@@ -106,6 +108,12 @@ def test_a_budget_that_nothing_holds_names_the_cheapest(
         ("{file}", "contours", {"speedup": 2}, "tells 10 classes apart, contours has 16; fit it first: nas retrain"),
         ("deit_tiny_patch16_224", "digits", {"speedup": 2}, "has no weights to prune"),
         ("{hybrid}", "digits", {"speedup": 2}, "cannot be pruned"),
+        (
+            "{file}",
+            "digits",
+            {"speedup": 2, "table": SHIPPED_TABLE, "target": None},
+            "lacks .* rows of what may be left of",
+        ),
     ],
 )
 def test_bad_input_is_one_line(
@@ -117,5 +125,5 @@ def test_bad_input_is_one_line(
         save_weights(hybrid, arch.keeping([]).build().state_dict(), arch)
     name = model_name.format(file=model, hybrid=hybrid)
     with pytest.raises(InputError, match=message) as found:
-        prune_network(name, data, tmp_path / "run", target=TARGET.name, **how)
+        prune_network(name, data, tmp_path / "run", **{"target": TARGET.name, "foreign": True, **how})
     assert "\n" not in str(found.value) and not (tmp_path / "run").exists()
