@@ -23,7 +23,7 @@ UNCOUNTED = (
     "batch_norm layer_norm group_norm instance_norm adaptive_avg_pool2d upsample_bilinear2d"  # fvcore would count these
 )
 ZERO_OPS = (  # and leaves these out, rightly
-    "add sub rsub mul div abs mean sum gelu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
+    "add sub rsub mul div abs mean sum gelu silu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
     "index_select linalg_vector_norm"
 )
 
@@ -93,15 +93,20 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from torch import nn
 
     from search_spaces.blocks.attention import Attention, Cut
+    from search_spaces.blocks.attention_pool import AttentionPoolModule
     from search_spaces.blocks.grid_attention import GridAttention
     from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
-    from search_spaces.blocks.residual import Residual
+    from search_spaces.blocks.residual import QuickGelu, Residual
     from search_spaces.blocks.token_prune import TokenPruneModule
 
-    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.ReLU, nn.Identity)
-    ours = (Residual, Cut, PositionModule, ClassTokenModule, TokenPruneModule)
-    attention = {Attention: _count_attention, GridAttention: _count_grid_attention}
+    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.Identity)
+    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, TokenPruneModule)
+    attention = {
+        Attention: _count_attention,
+        GridAttention: _count_grid_attention,
+        AttentionPoolModule: _count_attention_pool,
+    }
     return {**attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
 
 
@@ -116,6 +121,17 @@ def _count_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) ->
     matmuls = module.heads * count * (count // groups) * (module.key_dim + module.value_dim)
     linear = sum(layer.in_features * layer.out_features for layer in (module.qkv, module.proj))
     module.total_ops += batch * (matmuls + count * linear)
+
+
+def _count_attention_pool(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Both matmuls of one query with the patches, and all layers, as thop does not look below."""
+    x = getattr(inputs[0], "x", inputs[0])
+    batch, count = len(x), x.shape[1] - module.prefix
+    keys = count * module.kv.in_features * module.kv.out_features
+    once = sum(
+        layer.in_features * layer.out_features for layer in (module.q, module.proj, module.mlp.fc1, module.mlp.fc2)
+    )
+    module.total_ops += batch * (2 * count * module.proj.in_features + keys + once)
 
 
 def _count_grid_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

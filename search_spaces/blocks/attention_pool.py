@@ -21,6 +21,7 @@ class AttentionPoolModule(nn.Module):
     def __init__(self, spec: "AttentionPool", state: Tokens) -> None:
         super().__init__()
         channels, self.heads, self.prefix = state.channels, spec.heads, state.prefix
+        self.width = channels // spec.heads
         self.latent = nn.Parameter(torch.empty(channels))
         nn.init.trunc_normal_(self.latent, std=channels**-0.5)
         self.q, self.kv = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
@@ -43,7 +44,7 @@ class AttentionPoolModule(nn.Module):
     def _pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, 1, C) of the tokens (B, N, C), those left out where `mask` (B, N) is 0."""
         batch, count, channels = x.shape
-        width = channels // self.heads
+        width = self.width
         q = self.q(self.latent).reshape(1, self.heads, 1, width).expand(batch, -1, -1, -1)
         k, v = self.kv(x).reshape(batch, count, 2, self.heads, width).permute(2, 0, 3, 1, 4)
         if mask is None:

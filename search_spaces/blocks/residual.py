@@ -12,6 +12,7 @@ __all__ = [
     "MLPS",
     "ConvMlp",
     "Mlp",
+    "QuickGelu",
     "Residual",
     "fewer",
     "gates",

@@ -56,7 +56,7 @@ def test_what_says_nothing_goes_first() -> None:
     """The neurons of one block are copies of a third of them: nothing else need be touched."""
     model = network()
     with torch.no_grad():
-        first = model.blocks[3].mlp.fc1  # type: ignore[union-attr]
+        first = model.blocks[3].mlp.fc1
         for weight in (first.weight, first.bias):
             weight[12:24], weight[24:] = weight[:12], weight[:12]
     state = model.arch.states[3]
@@ -64,7 +64,7 @@ def test_what_says_nothing_goes_first() -> None:
     assert isinstance(block, MB3D)
     saved = block.macs(state) - replace(block, ratio=12 / 24).macs(state)
     found = prune(model, Macs(), Macs().total(model.arch) - 0.8 * saved, DATA)
-    assert found.divergence < 1e-3 and found.sizes[3].hidden <= HIDDEN // 2 and found.sizes[4].hidden == HIDDEN  # type: ignore[union-attr]
+    assert found.divergence < 1e-3 and found.sizes[3].hidden <= HIDDEN // 2 and found.sizes[4].hidden == HIDDEN
 
 
 def test_less_is_lost_than_by_cutting_all_blocks_alike() -> None:
@@ -97,6 +97,6 @@ def test_what_cannot_be_pruned_is_named() -> None:
         prune(toy_space().smallest.build(), Macs(), 1.0, DATA)
     broken = network()
     with torch.no_grad():
-        broken.blocks[0].proj.weight[0, 0] = torch.nan  # type: ignore[union-attr]
+        broken.blocks[0].proj.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match="not finite"):
         prune(broken, Macs(), 0.5 * DENSE, DATA)

@@ -16,7 +16,7 @@ FIRST, SECOND = 3, 4  # positions of the blocks
 
 
 def arch(**form: object) -> Arch:
-    block = replace(MB3D(HEADS, WIDTH, WIDTH, HIDDEN / 24, residual="plain", bias=False), **form)  # type: ignore[arg-type]
+    block = replace(MB3D(HEADS, WIDTH, WIDTH, HIDDEN / 24, residual="plain", bias=False), **form)
     return Arch(32, 3, (Patch(24, 8), ClassToken(), Position(), block, block, Head(5, pool="token")))
 
 
@@ -64,7 +64,7 @@ FULL = BlockSize(HEADS, WIDTH, WIDTH, HIDDEN)
 def test_a_block_of_its_own_size_is_what_it_was() -> None:
     made = network()
     same = smaller(made, {FIRST: FULL, SECOND: FULL})
-    assert same.arch == made.arch and size_of(made.arch.blocks[FIRST], 24) == FULL  # type: ignore[arg-type]
+    assert same.arch == made.arch and size_of(made.arch.blocks[FIRST], 24) == FULL
     assert all(
         torch.equal(new, old) for new, old in zip(same.state_dict().values(), made.state_dict().values(), strict=True)
     )
@@ -76,9 +76,9 @@ def test_a_block_is_left_out() -> None:
     blocks = made.arch.blocks
     assert short.arch.blocks == (*blocks[:FIRST], *blocks[SECOND:])
     with torch.no_grad():
-        for weight in made.blocks[FIRST].token_mixer.proj.parameters():  # type: ignore[union-attr]
+        for weight in made.blocks[FIRST].token_mixer.proj.parameters():
             weight.zero_()
-        for weight in made.blocks[FIRST].mlp.fc2.parameters():  # type: ignore[union-attr]
+        for weight in made.blocks[FIRST].mlp.fc2.parameters():
             weight.zero_()
     assert differ(made, short) < 1e-6
 
@@ -87,7 +87,7 @@ def test_a_block_is_left_out() -> None:
 def test_neurons_that_say_what_others_say_go_without_loss(mlp: str) -> None:
     made = network(mlp=mlp)
     with torch.no_grad():
-        first = made.blocks[FIRST].mlp.fc1  # type: ignore[union-attr]
+        first = made.blocks[FIRST].mlp.fc1
         for weight in (first.weight, first.bias):
             parts = weight.unflatten(0, (-1, HIDDEN))
             parts[:, 12:24] = parts[:, :12]
@@ -99,7 +99,7 @@ def test_neurons_that_say_what_others_say_go_without_loss(mlp: str) -> None:
 def test_heads_that_say_what_others_say_go_without_loss() -> None:
     made = network()
     with torch.no_grad():
-        qkv = made.blocks[SECOND].token_mixer.qkv  # type: ignore[union-attr]
+        qkv = made.blocks[SECOND].token_mixer.qkv
         for weight in (qkv.weight, qkv.bias):
             parts = weight.unflatten(0, (HEADS, -1))
             parts[2] = parts[0]
@@ -110,7 +110,7 @@ def test_heads_that_say_what_others_say_go_without_loss() -> None:
 def test_queries_and_values_of_low_rank_get_narrower_without_loss() -> None:
     made = network()
     with torch.no_grad():
-        qkv = made.blocks[FIRST].token_mixer.qkv  # type: ignore[union-attr]
+        qkv = made.blocks[FIRST].token_mixer.qkv
         mix = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
         mix[:, 4:] = 0
         for weight in (qkv.weight, qkv.bias):
@@ -153,11 +153,11 @@ def test_biases_stay_with_their_heads() -> None:
         for weight in made.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.2)
         mixer = made.blocks[1].token_mixer
-        parts = torch.unflatten(mixer.proj.weight, 1, (HEADS, WIDTH))  # type: ignore[union-attr, arg-type]
+        parts = torch.unflatten(mixer.proj.weight, 1, (HEADS, WIDTH))
         parts[:, 0] = 0
     left = smaller(made, {1: replace(FULL, heads=2)})
     assert differ(made, left) < 1e-3
-    assert torch.equal(left.blocks[1].token_mixer.attention_biases, mixer.attention_biases[1:])  # type: ignore[union-attr, index]
+    assert torch.equal(left.blocks[1].token_mixer.attention_biases, mixer.attention_biases[1:])
 
 
 def test_what_cannot_be_is_refused() -> None:

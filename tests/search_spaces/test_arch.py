@@ -108,7 +108,7 @@ def test_id_is_the_same_on_every_machine() -> None:
         ({"blocks": [{"kind": "stem", "width": 8, "act": "tanh"}]}, "act must be one of relu, gelu, got 'tanh'"),
         (
             {"blocks": [{"kind": "head", "classes": 8, "norm": "group"}]},
-            "norm must be one of layer, batch, got 'group'",
+            "norm must be one of layer, batch, none, got 'group'",
         ),
         ({"blocks": [{"kind": "head", "classes": 8, "norm": "batch", "mean_first": True}]}, "leave out mean_first"),
         ({"blocks": [{"kind": "head", "classes": 8, "norm": "batch", "pool": "token"}]}, "pool the mean"),

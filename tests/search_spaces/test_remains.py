@@ -11,7 +11,7 @@ from tests.nas.toy import toy_space
 
 
 def dense(**form: object) -> Arch:
-    block = MB3D(3, 16, 16, 48 / 24, residual="plain", bias=False, **form)  # type: ignore[arg-type]
+    block = MB3D(3, 16, 16, 48 / 24, residual="plain", bias=False, **form)
     return Arch(32, 3, (Patch(24, 8), ClassToken(), Position(), block, block, block, Head(5, pool="token")))
 
 
