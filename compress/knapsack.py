@@ -1,6 +1,6 @@
 """Which size each part gets, so that little is lost and the whole costs no more than it may; solved exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ class Group:
     losses: Floats  # (forms,)
 
 
-def solve(groups: Sequence[Group], without: dict[int, float], limit: float) -> list[int | None] | None:
+def solve(groups: Sequence[Group], without: Mapping[int, float], limit: float) -> list[int | None] | None:
     """The form of each group, None where its block is left out, of least total loss whose costs add up to at most `limit`.
 
     The multiple-choice knapsack, by branch and bound to a gap of 0 (HiGHS).

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from compress.adapters import from_module
 from compress.knapsack import Group, solve
-from compress.slicing import BlockSize, Plan, plan_block, shrink, size_of
+from compress.slicing import BlockSize, Plan, plan_block, shrink, size_of, weights_of
 from compress.statistics import BlockMoments, collect
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec
 from search_spaces.errors import InputError
-from search_spaces.spaces.remains import check_plain, neurons, widths
+from search_spaces.spaces.remains import check_plain, key_widths, neurons, widths
 from search_spaces.states import State, Tokens
 
-__all__ = ["BudgetTooSmall", "Cost", "Macs", "Pruned", "prune"]
+__all__ = ["BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "prepare", "prune"]
 
 BALANCES = (0.5, 1.0, 2.0)  # times what neurons are said to lose against attention, in the candidates that are run
 TELLING = 0.05  # share of an output that is lost where divergences are well above rounding and far from their limit
@@ -133,6 +133,22 @@ def prune(
         InputError: no plain ViT, no images or other sizes of them, or weights or scores that are not finite.
         BudgetTooSmall: no choice fits.
     """
+    return prepare(model, cost, data, images=images, progress=progress).within(budget)
+
+
+def prepare(
+    model: nn.Module,
+    cost: Cost,
+    data: Iterable[Any],
+    *,
+    images: int = IMAGES,
+    progress: Callable[[str], None] = lambda what: None,
+) -> "Prunable":
+    """What `prune` learns of a model before a budget is named: the dear part, for several budgets made once.
+
+    Raises:
+        InputError: as `prune`.
+    """
     arch, weights = from_module(model)
     try:
         check_plain(arch)
@@ -144,26 +160,49 @@ def prune(
     if not batches or any(tuple(batch.shape[1:]) != wanted for batch in batches):
         found = f"{tuple(batches[0].shape)}" if batches else "none"
         raise InputError(f"calibration needs batches of images (B, {', '.join(map(str, wanted))}), got {found}")
-    dense_cost = cost.total(arch)
-    if budget >= dense_cost:
-        return Pruned(arch, dict(weights), dense_cost, dense_cost, 0.0, {})
     progress("statistics")
     dense = _measured(arch, weights, batches, images)
-    progress("sensitivities")
     groups, without, forms = _choices(dense, cost, positions, progress)
-    fixed = dense_cost - sum(cost.block(arch.blocks[i], arch.states[i]) for i in positions)
-    progress("candidates")
-    candidates = []
-    for balance in BALANCES:
-        weighed = [replace(group, losses=group.losses * (balance if i % 2 else 1.0)) for i, group in enumerate(groups)]
-        picks = solve(weighed, without, budget - fixed)
-        if picks is None:
-            cheapest = fixed + sum(float(group.costs.min()) for group in groups if group.block not in without)
-            raise BudgetTooSmall(budget, cheapest)
-        candidates.append(_sizes(positions, forms, picks))
-    best = min(candidates, key=dense.divergence)
-    found_arch, left = dense.shrunk(best)
-    return Pruned(found_arch, left, cost.total(found_arch), dense_cost, dense.divergence(best), best)
+    return Prunable(dense, cost, positions, groups, without, forms)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A network of which it is known what each way of making it smaller costs and loses."""
+
+    dense: _Dense
+    cost: Cost
+    positions: Sequence[int]
+    groups: Sequence[Group]
+    without: Mapping[int, float]
+    forms: "Forms"
+
+    def within(self, budget: float) -> Pruned:
+        """The network of least divergence that costs at most `budget`.
+
+        Raises:
+            BudgetTooSmall: no choice fits.
+        """
+        dense, arch = self.dense, self.dense.arch
+        dense_cost = self.cost.total(arch)
+        if budget >= dense_cost:
+            return Pruned(arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {})
+        fixed = dense_cost - sum(self.cost.block(arch.blocks[i], arch.states[i]) for i in self.positions)
+        candidates: list[tuple[float, dict[int, BlockSize | None]]] = []
+        for balance in BALANCES:
+            weighed = [
+                replace(group, losses=group.losses * (balance if i % 2 else 1.0)) for i, group in enumerate(self.groups)
+            ]
+            picks = solve(weighed, self.without, budget - fixed)
+            if picks is None:
+                kept = (float(group.costs.min()) for group in self.groups if group.block not in self.without)
+                raise BudgetTooSmall(budget, fixed + sum(kept))
+            sizes = _sizes(self.positions, self.forms, picks)
+            if all(sizes != other for _, other in candidates):
+                candidates.append((dense.divergence(sizes), sizes))
+        divergence, best = min(candidates, key=lambda one: one[0])
+        found, left = dense.shrunk(best)
+        return Pruned(found, left, self.cost.total(found), dense_cost, divergence, best)
 
 
 def _measured(arch: Arch, weights: Mapping[str, Tensor], batches: Sequence[Tensor], count: int) -> _Dense:
@@ -178,9 +217,7 @@ def _measured(arch: Arch, weights: Mapping[str, Tensor], batches: Sequence[Tenso
     for position, found in moments.items():
         spec = arch.blocks[position]
         assert isinstance(spec, MB3D)
-        prefix = f"blocks.{position}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        plans[position] = plan_block(spec, own, found)
+        plans[position] = plan_block(spec, weights_of(weights, position), found)
     return _Dense(arch, weights, moments, plans, images, scores)
 
 
@@ -241,7 +278,7 @@ class _Block:
         """Its sizes, from the cheapest, none of which costs and loses no less than another."""
         whole = self.whole
         heads, queries, values = self.plan.heads.errors, self.plan.queries.mean(0), self.plan.values.mean(0)
-        keys = [whole.key_dim] if self.spec.qk_norm else widths(whole.key_dim)
+        keys = key_widths(self.spec)
         wide, fewer = widths(whole.value_dim), range(1, whole.heads)
         by_heads = self.each([(replace(whole, heads=n), float(heads[whole.heads - n])) for n in fewer])
         by_queries = self.each([(replace(whole, key_dim=n), float(queries[n])) for n in keys[1:]])

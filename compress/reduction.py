@@ -8,18 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Elimination", "Reduced", "eliminate", "narrower_queries", "narrower_values", "refit"]
+__all__ = ["Elimination", "eliminate", "narrower_queries", "narrower_values", "refit"]
 
 LAZY = 64  # rows that are left out before the whole inverse is brought up to date
 RIDGE = 1e-4  # of the mean second moment: keeps a solution from resting on what the images hardly show
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A smaller part, and the share of its output's second moment that is lost."""
-
-    weights: tuple[Tensor, ...]
-    error: float
 
 
 def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +22,7 @@ def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
-def narrower_queries(q: Tensor, k: Tensor, rank: int) -> Reduced:
+def narrower_queries(q: Tensor, k: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Maps of one head's queries and keys to `rank` channels, so that their products change least (Eckart and Young).
 
     A product of queries and keys is that of `B` and `C` in between, whatever their rank: with Q and K whitened, the best of a rank is
@@ -48,11 +40,10 @@ def narrower_queries(q: Tensor, k: Tensor, rank: int) -> Reduced:
     root_k, back_k = _root(k)
     left, values, right = torch.linalg.svd(root_q @ root_k)
     scale = values[:rank].sqrt()
-    lost = values[rank:].square().sum() / values.square().sum()
-    return Reduced((back_q @ left[:, :rank] * scale, back_k @ right[:rank].T * scale), float(lost))
+    return back_q @ left[:, :rank] * scale, back_k @ right[:rank].T * scale
 
 
-def narrower_values(context: Tensor, projection: Tensor, rank: int) -> Reduced:
+def narrower_values(context: Tensor, projection: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """One head's values in `rank` channels, so that what is projected of them changes least.
 
     Args:
@@ -65,8 +56,7 @@ def narrower_values(context: Tensor, projection: Tensor, rank: int) -> Reduced:
     """
     root, back = _root(context)
     left, values, right = torch.linalg.svd(root @ projection, full_matrices=False)
-    lost = values[rank:].square().sum() / values.square().sum()
-    return Reduced((back @ left[:, :rank], values[:rank, None] * right[:rank]), float(lost))
+    return back @ left[:, :rank], values[:rank, None] * right[:rank]
 
 
 @dataclass(frozen=True)

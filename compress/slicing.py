@@ -12,7 +12,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec
 from search_spaces.blocks.residual import gates, hidden_width
 
-__all__ = ["BlockSize", "Plan", "plan_block", "shrink", "size_of"]
+__all__ = ["BlockSize", "Plan", "plan_block", "shrink", "size_of", "weights_of"]
 
 TINY = 1e-12  # in place of a scale of 0, which is divided by
 
@@ -124,7 +124,7 @@ def shrink(
     blocks: list[BlockSpec] = []
     found: dict[str, Tensor] = {}
     for position, spec in enumerate(arch.blocks):
-        own = _own(weights, position)
+        own = weights_of(weights, position)
         if position in sizes:
             size = sizes[position]
             if size is None:
@@ -144,7 +144,7 @@ def shrink(
     return Arch(arch.image_size, arch.channels, tuple(blocks)), found
 
 
-def _own(weights: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
+def weights_of(weights: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
     """The weights of one block, by their names in it."""
     prefix = f"blocks.{position}."
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -196,12 +196,12 @@ def _smaller_attention(
         q, k, values = torch.split(joint[head], [d, d, v])
         narrow = proj[number * v : (number + 1) * v]
         if size.key_dim < d:
-            to_q, to_k = narrower_queries(moments.queries[head], moments.keys[head], size.key_dim).weights
+            to_q, to_k = narrower_queries(moments.queries[head], moments.keys[head], size.key_dim)
             balance = (size.key_dim / d) ** 0.25  # products are divided by the root of the width
             q, k = balance * to_q.T @ q, balance * to_k.T @ k
         if size.value_dim < v:
             at = slice(head * v, (head + 1) * v)
-            to_v, narrow = narrower_values(moments.context[at, at], narrow * scale, size.value_dim).weights
+            to_v, narrow = narrower_values(moments.context[at, at], narrow * scale, size.value_dim)
             values, narrow = to_v.T @ values, narrow / scale
         heads.append(torch.cat([q, k, values]))
         rows.append(narrow)

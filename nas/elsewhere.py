@@ -1,6 +1,6 @@
 """Timing in a process of its own: how it lies in memory moves a network's time, and no two processes are alike in that.
 
-Where hundreds of networks are open, the pieces of memory that each gets are scattered, and it is up to 5% slower (eager torch).
+Where hundreds of networks are open, the pieces of memory that each gets are scattered, and it is slower than by itself.
 """
 
 import json

@@ -1,11 +1,11 @@
 """`nas prune`: a trained ViT made faster on a target, by calibration alone, until the time measured is within the budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.prune import BudgetTooSmall, Pruned, prune
+from compress.prune import BudgetTooSmall, Prunable, Pruned, prepare
 from nas.cost import macs, params
 from nas.data import Data
 from nas.data import load as load_data
@@ -60,31 +60,10 @@ class Job:
         """Milliseconds of networks in one interleaved run: the table's statistic, and the 90th percentile of the runs."""
         return [{"measured_ms": t.ms, "measured_p90_ms": t.p90} for t in timed(archs, self.table, self.seed)]
 
-    def pruned(self, limit: float) -> Pruned:
-        """The network that is predicted to take at most `limit` ms.
-
-        Raises:
-            BudgetError: there is none.
-        """
+    def prunable(self) -> Prunable:
+        """What the images tell of the network."""
         batches = calibration_batches(self.data, self.seed, self.images)
-        try:
-            return prune(self.network, Milliseconds(self.table), limit, batches, progress=_told())
-        except BudgetTooSmall as error:
-            raise BudgetError(
-                f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
-                "smaller network"
-            ) from error
-
-
-def _told() -> Callable[[str], None]:
-    seen: set[str] = set()
-
-    def tell(what: str) -> None:
-        if what not in seen:
-            seen.add(what)
-            say(f"pruning: {what}")
-
-    return tell
+        return prepare(self.network, Milliseconds(self.table), batches, progress=lambda what: say(f"pruning: {what}"))
 
 
 def prune_network(
@@ -181,7 +160,8 @@ def _pruned(job: Job, run: Run, budget_ms: float | None, speedup: float | None) 
     budget = budget_ms if budget_ms is not None else dense["measured_ms"] / (speedup or 1.0)
     if dense["measured_ms"] <= budget:
         say(f"the network takes {dense['measured_ms']:.4g} ms as it is, within the budget of {budget:.4g} ms")
-        found, before, after = Pruned(arch, dict(job.network.state_dict()), 0.0, 0.0, 0.0, {}), dense, dense
+        ms = job.table.predict(arch).ms
+        found, before, after = Pruned(arch, dict(job.network.state_dict()), ms, ms, 0.0, {}), dense, dense
     else:
         found, before, after = _within(job, budget)
     run.save_network(found.arch, found.weights)
@@ -209,9 +189,15 @@ def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc
 
 def _within(job: Job, budget: float) -> tuple[Pruned, dict[str, float], dict[str, float]]:
     """The network that is measured to be within the budget, its times, and before them those of the dense one in the same run."""
-    limit = budget
+    limit, prunable = budget, job.prunable()
     for _ in range(TRIES):
-        found = job.pruned(limit)
+        try:
+            found = prunable.within(limit)
+        except BudgetTooSmall as error:
+            raise BudgetError(
+                f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
+                "smaller network"
+            ) from error
         before, after = job.measured([job.named.arch, found.arch])
         if after["measured_ms"] <= budget:
             return found, before, after

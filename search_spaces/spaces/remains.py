@@ -11,7 +11,7 @@ from search_spaces.blocks import MB3D, BlockSpec, Row
 from search_spaces.blocks.residual import hidden_width
 from search_spaces.states import Tokens
 
-__all__ = ["Remains", "check_plain", "neurons", "widths"]
+__all__ = ["Remains", "check_plain", "key_widths", "neurons", "widths"]
 
 GRID = 8  # widths and neurons are multiples of it, as kernels like
 WIDTHS, NEURONS = 4, 16  # different widths of a head, and numbers of neurons of a block
@@ -22,6 +22,11 @@ def widths(width: int) -> list[int]:
     """Channels of q and k, or of v, that a head may be left with, the most first."""
     step = max(GRID, GRID * round(width / WIDTHS / GRID))
     return [width, *range(step * ((width - 1) // step), 0, -step)]
+
+
+def key_widths(spec: MB3D) -> list[int]:
+    """Channels that q and k of a block may be left with, the most first; those that are normed stay."""
+    return [spec.key_dim] if spec.qk_norm else widths(spec.key_dim)
 
 
 def neurons(hidden: int) -> list[int]:
@@ -62,10 +67,6 @@ class Remains:
         check_plain(arch)
         self.arch, self.name, self.classes = arch, f"remains-{arch.id}", arch.classes
 
-    def keys(self, spec: MB3D) -> list[int]:
-        """Widths of q and k of a block; those that are normed stay."""
-        return [spec.key_dim] if spec.qk_norm else widths(spec.key_dim)
-
     @cached_property
     def kinds(self) -> tuple[tuple[MB3D, Tokens], ...]:
         """Different blocks with what they get, each once."""
@@ -87,11 +88,11 @@ class Remains:
             hidden = hidden_width(state.channels, spec.ratio)
             counts = neurons(hidden)
             least = replace(spec, ratio=counts[-1] / state.channels)
-            shapes = product(range(1, spec.heads + 1), self.keys(spec), widths(spec.value_dim))
+            shapes = product(range(1, spec.heads + 1), key_widths(spec), widths(spec.value_dim))
             for heads, key_dim, value_dim in shapes:
                 form = replace(least, heads=heads, key_dim=key_dim, value_dim=value_dim)
                 found[self._chain([form] * CHAIN)] = None
-            narrow = replace(spec, heads=1, key_dim=self.keys(spec)[-1], value_dim=widths(spec.value_dim)[-1])
+            narrow = replace(spec, heads=1, key_dim=key_widths(spec)[-1], value_dim=widths(spec.value_dim)[-1])
             for count in counts:
                 found[self._chain([replace(narrow, ratio=count / state.channels)] * CHAIN)] = None
             found[self._chain([spec])] = None
@@ -123,7 +124,7 @@ class Remains:
             drawn = replace(
                 spec,
                 heads=one(list(range(spec.heads, 0, -1))),
-                key_dim=one(self.keys(spec)),
+                key_dim=one(key_widths(spec)),
                 value_dim=one(widths(spec.value_dim)),
                 ratio=count / state.channels,
             )

@@ -22,31 +22,27 @@ def with_constant(x: Tensor) -> Tensor:
 
 def test_queries_and_keys_of_low_rank_lose_nothing() -> None:
     q, k = drawn(200, 3) @ drawn(3, 8, seed=1), drawn(200, 8, seed=2)
-    found = narrower_queries(moment(q), moment(k), 3)
-    b, c = found.weights
-    assert b.shape == c.shape == (8, 3) and found.error < 1e-3
+    b, c = narrower_queries(moment(q), moment(k), 3)
+    assert b.shape == c.shape == (8, 3)
     assert torch.dist((q @ b) @ (k @ c).T, q @ k.T) < 1e-2 * torch.linalg.norm(q @ k.T)
 
 
 def test_no_choice_of_channels_keeps_products_of_queries_and_keys_as_well() -> None:
     q, k = drawn(300, 6) @ drawn(6, 6, seed=1), drawn(300, 6, seed=2) @ drawn(6, 6, seed=3)
     whole = q @ k.T
-    b, c = narrower_queries(moment(q), moment(k), 4).weights
+    b, c = narrower_queries(moment(q), moment(k), 4)
     lost = float(torch.dist((q @ b) @ (k @ c).T, whole) / torch.linalg.norm(whole))
     channels = [sorted({0, 1, 2, 3, 4, 5} - {i, j}) for i in range(6) for j in range(i)]
     assert lost < 0.8 * min(float(torch.dist(q[:, n] @ k[:, n].T, whole) / torch.linalg.norm(whole)) for n in channels)
-    assert narrower_queries(moment(q), moment(k), 4).error == pytest.approx(lost**2, rel=0.05)
 
 
 def test_values_in_fewer_channels_give_what_the_best_projection_of_that_rank_gives() -> None:
     v, projection = drawn(300, 8) @ drawn(8, 8, seed=1), drawn(8, 20, seed=2)
     whole = v @ projection
-    found = narrower_values(moment(v), projection, 5)
-    narrow, new = found.weights
+    narrow, new = narrower_values(moment(v), projection, 5)
     assert narrow.shape == (8, 5) and new.shape == (5, 20)
     best = torch.linalg.svdvals(whole)
     assert float(torch.dist(v @ narrow @ new, whole)) == pytest.approx(float(best[5:].norm()), rel=0.02)
-    assert found.error == pytest.approx(float((best[5:].norm() / best.norm()) ** 2), rel=0.05)
 
 
 def test_what_the_others_can_take_over_goes_first() -> None:

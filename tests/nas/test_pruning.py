@@ -1,6 +1,7 @@
 """`nas prune` on a ViT of 32 pixels: rows measured, budget held, files that load, and bad input."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from tests.nas.test_measure import TARGET
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 4, Head(10, pool="token")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache for each worker: two that measure the same table would be in each other's way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
