@@ -1,0 +1,33 @@
+"""The network that is measured to be within the budget."""
+
+from compress.prune import BudgetTooSmall, Pruned
+from nas.errors import BudgetError
+from nas.progress import say
+from nas.pruning.job import Job
+
+__all__ = ["within"]
+
+TRIES = 6  # networks that are pruned and timed for a budget
+SPARE = 0.995  # share of the budget that a solution after one above it aims at
+
+
+def within(job: Job, budget: float) -> tuple[Pruned, dict[str, float], dict[str, float]]:
+    """The network that is measured to be within the budget, its times, and before them those of the dense one in the same run."""
+    limit, prunable = budget, job.prunable()
+    for _ in range(TRIES):
+        try:
+            found = prunable.within(limit)
+        except BudgetTooSmall as error:
+            raise BudgetError(
+                f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
+                "smaller network"
+            ) from error
+        before, after = job.measured([job.named.arch, found.arch])
+        if after["measured_ms"] <= budget:
+            return found, before, after
+        say(f"measured {after['measured_ms']:.4g} ms, over the budget of {budget:.4g} ms: pruning further")
+        limit *= SPARE * budget / after["measured_ms"]
+    raise BudgetError(
+        f"after {TRIES} tries the network takes {after['measured_ms']:.4g} ms, above {budget:.4g} ms; the table and the clock "
+        "disagree: measure with --fresh on a quieter machine, or raise the budget"
+    )

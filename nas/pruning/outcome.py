@@ -1,0 +1,64 @@
+"""What pruning came to: figures before and after, and block by block."""
+
+from typing import Any
+
+from compress.prune import Pruned
+from nas.cost import macs, params
+from nas.evaluate import accuracy
+from nas.peak_memory import peak_mb
+from nas.progress import say
+from nas.pruning.job import Job, Milliseconds
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D
+
+__all__ = ["outcome"]
+
+PAYS = 0.5  # share of the MACs saved that must be saved in milliseconds, or the block is named
+
+
+def outcome(
+    job: Job, found: Pruned, budget: float, before: dict[str, float], after: dict[str, float]
+) -> dict[str, Any]:
+    """The summary of a run, but for its files; the test split is read here, once.
+
+    Args:
+        job: what was pruned.
+        found: what is left of it.
+        budget: in ms.
+        before: times of the dense network.
+        after: of what is left, measured in the same run.
+    """
+    arch = job.named.arch
+    left = found.arch.build().eval()
+    left.load_state_dict(found.weights)
+    memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
+    return {
+        "budget_ms": budget,
+        "predicted_ms": job.table.predict(found.arch).ms,
+        "speedup_measured": before["measured_ms"] / after["measured_ms"],
+        "speedup_macs": macs(arch) / macs(found.arch),
+        "divergence": found.divergence,
+        "before": _figures(arch, before, memory, accuracy(job.network, job.data, "test")),
+        "after": _figures(found.arch, after, memory, accuracy(left, job.data, "test")),
+        "blocks": _blocks(job, found),
+    }
+
+
+def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float) -> dict[str, Any]:
+    return {"params": params(arch), "macs": macs(arch), **times, "peak_mb": memory[arch], "acc": acc}
+
+
+def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
+    """What became of each block, and shares of its MACs and predicted milliseconds; those where MACs fell and time did not are named."""
+    arch, cost, rows = job.named.arch, Milliseconds(job.table), []
+    left = iter(spec for spec in found.arch.blocks if isinstance(spec, MB3D))
+    for position, (spec, state) in enumerate(arch.steps()):
+        if not isinstance(spec, MB3D):
+            continue
+        now = None if found.sizes.get(position, spec) is None else next(left)
+        work = 0.0 if now is None else now.macs(state) / spec.macs(state)
+        ms = 0.0 if now is None else cost.block(now, state) / cost.block(spec, state)
+        if 1 - ms < PAYS * (1 - work):
+            say(f"block {position}: MACs fell to {work:.0%}, milliseconds to {ms:.0%}")
+        rows.append({"block": position, "left": "" if now is None else now.label, "macs_share": work, "ms_share": ms})
+    return rows
