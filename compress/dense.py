@@ -17,7 +17,7 @@ from search_spaces.resize import resized
 from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.variants import variant_weights
 
-__all__ = ["Dense", "Framed", "Sizes", "Statistics", "examined", "plans_of"]
+__all__ = ["FEW", "Dense", "Framed", "Sizes", "Statistics", "examined", "network_of", "plans_of"]
 
 FEW = 64  # images that what a part is worth is told by; candidates are compared on all
 
@@ -96,11 +96,13 @@ class Dense:
         here = {places[position]: size for position, size in sizes.items()}
         return shrink(framed.arch, framed.weights, moments, plans, here)
 
-    def divergence(self, arch: Arch, weights: Mapping[str, Tensor], few: bool = False) -> float:
-        """Mean over the images, or the first few of them, of how far a network's class probabilities are from the dense one's."""
-        network = _network(arch, weights)
-        count = FEW if few else len(self.images)
-        return self._apart(_scores(network, resized(self.images[:count], arch.image_size)))
+    def divergence(
+        self, arch: Arch, weights: Mapping[str, Tensor], first: int | None = None, last: int | None = None
+    ) -> float:
+        """Mean over the images, or the first or last of them, of how far a network's class probabilities are from the dense one's."""
+        chosen = slice(first) if last is None else slice(-last, None)
+        found = _scores(network_of(arch, weights), resized(self.images[chosen], arch.image_size))
+        return self._apart(found, self.scores[chosen])
 
     @torch.no_grad()
     def divergence_of(self, position: int, size: BlockSize | None) -> float:
@@ -116,7 +118,7 @@ class Dense:
             x = block(x)
         for after in range(position + 1, len(self.arch.blocks)):
             x = self._block(after)(x)
-        return self._apart(x)
+        return self._apart(x, self.scores[: len(x)])
 
     def _block(self, position: int) -> nn.Module:
         if position not in self._blocks:
@@ -126,8 +128,7 @@ class Dense:
             self._blocks[position] = block
         return self._blocks[position]
 
-    def _apart(self, found: Tensor) -> float:
-        wanted = self.scores[: len(found)]
+    def _apart(self, found: Tensor, wanted: Tensor) -> float:
         if self.features:
             return float((found - wanted).square().sum() / wanted.square().sum())
         return float(F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True))
@@ -138,7 +139,8 @@ def _others(arch: Arch) -> list[int]:
     return [position for position in range(len(arch.blocks)) if position not in arch.locations]
 
 
-def _network(arch: Arch, weights: Mapping[str, Tensor]) -> Network:
+def network_of(arch: Arch, weights: Mapping[str, Tensor]) -> Network:
+    """The network with these weights, in eval mode."""
     network = arch.build().eval()
     network.load_state_dict(dict(weights))
     return network
@@ -184,7 +186,7 @@ def examined(
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise InputError(f"the network's weight {broken[0]} is not finite; give weights that are whole")
-    network = _network(arch, weights)
+    network = network_of(arch, weights)
     images = torch.cat(list(batches))[:count]
     progress("scores of the images")
     scores = _scores(network, images)

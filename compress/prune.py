@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from compress.adapters import from_module
-from compress.dense import Dense, Framed, Sizes, Statistics, examined, plans_of
+from compress.dense import FEW, Dense, Framed, Sizes, Statistics, examined, network_of, plans_of
 from compress.offers import Cost, Offer, offer
+from compress.repair import repair
 from compress.sensitivity import block_losses, frame_losses
 from compress.statistics import collect
 from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
-from search_spaces.spaces.frames import PARTS, Frame, whole_frame
+from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, whole_frame
 from search_spaces.spaces.remains import check_plain
 from search_spaces.states import State
 
@@ -27,6 +28,8 @@ __all__ = ["PARTS", "BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "che
 BALANCES = (0.5, 2.0)  # times what neurons are said to lose against attention, in further candidates of the best frame
 IMAGES = 256  # that the candidates are compared on at most
 RUNS = 8  # frames that are run at most
+HELD_OUT = 4  # of so many images one tells how strong repairs may be
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # that they are tried with: the larger, the less weights change
 LEAST, MOST = 0.25, 4.0  # times what the surrogate says that blocks lose, as runs may correct it
 
 
@@ -178,7 +181,9 @@ class Prunable:
             raise BudgetTooSmall(budget, min(one.cheapest for one in offers))
         best = min(trials, key=lambda one: one.divergence)
         self.progress(f"networks of {best.offer.frame.label}")
-        sizes, arch, weights, divergence = self._best(best, budget)
+        sizes, arch, weights = self._best(best, budget)
+        weights = self._repaired(best.offer.frame, sizes, arch, weights)
+        divergence = dense.divergence(arch, weights)
         return Pruned(arch, weights, self.cost.total(arch), dense_cost, divergence, sizes, best.offer.frame)
 
     def _trials(self, offers: Sequence[Offer], budget: float) -> list[_Trial]:
@@ -198,14 +203,14 @@ class Prunable:
                 continue
             self.progress(f"running {frame.label}")
             arch, weights = self.dense.shrunk(sizes, self.dense.framed(frame))
-            trials.append(_Trial(chosen, sizes, self.dense.divergence(arch, weights, few=True)))
+            trials.append(_Trial(chosen, sizes, self.dense.divergence(arch, weights, first=FEW)))
             told = [
                 (one.divergence - one.offer.loss) / bounds[one.offer.frame] for one in trials if bounds[one.offer.frame]
             ]
             scale = min(MOST, max(LEAST, median(told))) if told else 1.0
         return trials
 
-    def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor], float]:
+    def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor]]:
         """Of a frame, the optimum with neurons weighted in several ways, and statistics of the frame's own or of the dense network."""
         dense, framed = self.dense, self.dense.framed(trial.offer.frame)
         choices = [trial.sizes]
@@ -218,11 +223,31 @@ class Prunable:
             for statistics in (None, own) if own is not None else (None,):
                 arch, weights = dense.shrunk(sizes, framed, statistics)
                 found.append((sizes, arch, weights, dense.divergence(arch, weights)))
-        return min(found, key=lambda one: one[3])
+        return min(found, key=lambda one: one[3])[:3]
+
+    def _repaired(self, frame: Frame, sizes: Sizes, arch: Arch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with each block making up for those before it, as strongly as helps on images that this was not solved with."""
+        dense = self.dense
+        whole = dense.framed(replace(frame, keeps=()))
+        left = iter(attention_blocks(arch))
+        pairs = {whole.places[old]: None if size is None else next(left) for old, size in sizes.items()}
+        images = resized(dense.images, arch.image_size)
+        unseen = max(1, len(images) // HELD_OUT)
+        if unseen == len(images):
+            return weights
+
+        def solved(ridge: float, count: int) -> dict[str, Tensor]:
+            network = network_of(arch, weights)
+            repair(network_of(whole.arch, whole.weights), network, pairs, images[:count], ridge)
+            return dict(network.state_dict())
+
+        self.progress("repair")
+        losses = {ridge: dense.divergence(arch, solved(ridge, len(images) - unseen), last=unseen) for ridge in RIDGES}
+        best = min(losses, key=lambda ridge: losses[ridge])
+        return solved(best, len(images)) if losses[best] < dense.divergence(arch, weights, last=unseen) else weights
 
     def _examined(self, framed: Framed) -> Statistics:
         """Statistics of a frame's own network."""
-        network = framed.arch.build().eval()
-        network.load_state_dict(dict(framed.weights))
+        network = network_of(framed.arch, framed.weights)
         moments = collect(network, torch.split(resized(self.dense.images, framed.arch.image_size), 32))
         return moments, plans_of(framed.arch, framed.weights, moments)
