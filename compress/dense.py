@@ -69,7 +69,7 @@ class Dense:
         if frame == whole:
             return Framed(frame, self.arch, self.weights, {position: position for position in positions})
         if frame.keeps:
-            bare = self.framed(replace(frame, keeps=()))
+            bare = self.framed(frame.bare)
             arch = in_frame(self.arch, frame)
             places = dict(zip(positions, attention_blocks(arch), strict=True))
             weights: dict[str, Tensor] = {}

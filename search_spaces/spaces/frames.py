@@ -1,14 +1,14 @@
-"""What all blocks of a ViT share, and pruning may change: the image size, the embedding width, and where patches are dropped."""
+"""What all blocks of a ViT share, and pruning may change: the image size, the embedding width, and where patches are dropped, fused or merged."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import pairwise, product
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, TokenPrune
 from search_spaces.states import Tokens
 
-__all__ = ["PARTS", "Frame", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
+__all__ = ["PARTS", "Frame", "Keeps", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
 
 PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "width", "resolution")
 """What may be made smaller."""
@@ -19,6 +19,10 @@ WIDTHS = (1.0, 7 / 8, 3 / 4, 5 / 8)  # of the embedding
 THIRDS = (1 / 3, 7 / 12, 5 / 6)  # of the blocks, before which patches are dropped: AS-ViT's 4, 7 and 10 of 12
 ONCE = (0.75, 0.6, 0.45, 0.3)  # of the patches that stay, dropped at the first of these places alone
 THRICE = (0.85, 0.7, 0.55)  # of the patches that come to a place, dropped at all three
+LAST = (0.7, 0.5, 0.3)  # of the patches, left in the end where as many are merged before every block
+
+Keeps = tuple[tuple[int, int], ...]
+"""Numbers of blocks, ascending, from 1, and the patches that are left before each."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,21 @@ class Frame:
 
     side: int  # pixels
     width: int  # channels of a token
-    keeps: tuple[
-        tuple[int, int], ...
-    ] = ()  # numbers of blocks, ascending, from 1, and patches that are left before each
-    plan: int = field(
-        default=0, compare=False
-    )  # the way of dropping patches: equal ones leave equal shares of images of all sizes
+    keeps: Keeps = ()
+    rest: str = "dropped"  # what becomes of the others, see `TokenPrune`
+    plan: int = field(default=0, compare=False)  # the way of leaving fewer patches, alike on images of all sizes
 
     @property
     def label(self) -> str:
         """In words."""
         kept = "".join(f", {keep} patches from block {number} on" for number, keep in self.keeps)
-        return f"{self.side} pixels, width {self.width}{kept}"
+        rest = f", others {self.rest}" if self.keeps else ""
+        return f"{self.side} pixels, width {self.width}{kept}{rest}"
+
+    @property
+    def bare(self) -> "Frame":
+        """The frame in which all patches stay."""
+        return Frame(self.side, self.width)
 
     @property
     def scoring(self) -> frozenset[int]:
@@ -86,15 +93,39 @@ def _widths(arch: Arch) -> list[int]:
     return list(dict.fromkeys([width, *(max(GRID, GRID * round(width * share / GRID)) for share in WIDTHS[1:])]))
 
 
-def _keeps(blocks: int, patches: int) -> list[tuple[tuple[int, int], ...]]:
-    """Ways of dropping patches in a ViT of so many blocks, none first."""
+def _plans(arch: Arch, patches: int, narrower: bool) -> list[tuple[Keeps, str]]:
+    """Ways of leaving fewer patches, and what becomes of the others: nothing first; in a narrower network they are dropped alone."""
+    blocks = len(attention_blocks(arch))
     places = sorted({round(blocks * share) for share in THIRDS} & {*range(1, blocks)})
-    found: list[tuple[tuple[int, int], ...]] = [()]
-    if places:
-        found += [((places[0], max(1, round(patches * share))),) for share in ONCE]
-        counts = [[max(1, round(patches * share**k)) for k in range(1, len(places) + 1)] for share in THRICE]
-        found += [tuple(zip(places, count, strict=True)) for count in counts]
-    return found
+    if not places:
+        return [((), "dropped")]
+    once = [((places[0], _some(patches, share)),) for share in ONCE]
+    thrice = [_along(places, [_some(patches, share**k) for k in range(1, len(places) + 1)]) for share in THRICE]
+    found: list[tuple[Keeps, str]] = [(keeps, "dropped") for keeps in ((), *once, *thrice)]
+    if narrower or any(spec.bias for spec in arch.blocks if isinstance(spec, MB3D)):
+        return found  # what is fused or merged has no place, which a bias would need
+    every = range(1, blocks)
+    steps = [_along(every, [_some(patches, 1 - (1 - share) * k / len(every)) for k in every]) for share in LAST]
+    fused = [(keeps, "fused") for keeps in (*once, *thrice)]
+    return [*found, *fused, *((keeps, "merged") for keeps in (*thrice, *steps) if _halves(keeps, patches))]
+
+
+def _some(patches: int, share: float) -> int:
+    return max(1, round(patches * share))
+
+
+def _along(places: Sequence[int], counts: Sequence[int]) -> Keeps:
+    """Numbers of patches left before blocks, without those where none goes."""
+    return tuple(
+        (place, count)
+        for place, count, before in zip(places, counts, [0, *counts[:-1]], strict=True)
+        if count != before
+    )
+
+
+def _halves(keeps: Keeps, patches: int) -> bool:
+    """Whether at least half of the patches that come to each place stay, as merging needs."""
+    return all(2 * after >= before for before, after in pairwise([patches, *(keep for _, keep in keeps)]))
 
 
 def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
@@ -104,8 +135,8 @@ def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
     found = []
     for side, width in product(_sides(arch) if "resolution" in parts else [whole.side], widths):
         patches = _embedding(arch.at(side)).patches
-        plans = _keeps(len(attention_blocks(arch)), patches) if "tokens" in parts else [()]
-        found += [Frame(side, width, keeps, plan) for plan, keeps in enumerate(plans)]
+        plans = _plans(arch, patches, width < whole.width) if "tokens" in parts else [((), "dropped")]
+        found += [Frame(side, width, keeps, rest, plan) for plan, (keeps, rest) in enumerate(plans)]
     return list(dict.fromkeys(found))
 
 
@@ -124,6 +155,6 @@ def in_frame(arch: Arch, frame: Frame, blocks: Sequence[MB3D] | None = None) -> 
     keeps: Mapping[int, int] = dict(frame.keeps)
     middle: list[BlockSpec] = []
     for number, spec in enumerate(blocks):
-        middle += [TokenPrune(keeps[number])] if number in keeps else []
+        middle += [TokenPrune(keeps[number], rest=frame.rest)] if number in keeps else []
         middle.append(spec)
     return Arch(frame.side, arch.channels, (*before, *middle, *after))

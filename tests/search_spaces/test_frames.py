@@ -16,7 +16,7 @@ DEIT = zoo.arch("deit_tiny_patch16_224")
 def test_every_frame_is_a_network_and_the_first_is_its_own() -> None:
     found = frames(DEIT)
     assert found[0] == whole_frame(DEIT) == Frame(224, 192) and in_frame(DEIT, found[0]) == DEIT
-    assert len({in_frame(DEIT, frame) for frame in found}) == len(found) == 4 * 4 * 8
+    assert len({in_frame(DEIT, frame) for frame in found}) == len(found) == 4 * (4 * 8 + 7 + 6)
     assert {frame.side for frame in found} == {224, 192, 160, 128} and {frame.width for frame in found} == {
         192,
         168,
@@ -45,11 +45,19 @@ def test_what_is_not_named_stays() -> None:
 
 
 def test_a_block_that_scores_keeps_its_heads_and_values() -> None:
-    frame = frames(DEIT, ("tokens",))[-1]
+    frame = next(one for one in frames(DEIT, ("tokens",)) if one.plan == 7)
     assert frame.scoring == {3, 6, 9}
     scoring, other = sizes_in(DEIT, 3, frame), sizes_in(DEIT, 4, frame)
     assert scoring.heads == (3,) and scoring.value_dims == (64,) and len(scoring.hidden) > 1
     assert other.heads == (3, 2, 1) and other.value_dims == (64, 32)
+
+
+def test_merging_compares_by_keys_and_needs_half_of_the_patches() -> None:
+    merged = [frame for frame in frames(DEIT, ("tokens",)) if frame.rest == "merged"]
+    assert [len(frame.keeps) for frame in merged] == [3, 3, 3, 11, 11, 11]
+    assert sizes_in(DEIT, 3, merged[0]).key_dims == (64,) and sizes_in(DEIT, 4, merged[0]).key_dims == (64, 32)
+    biased = Arch(32, 3, (Patch(16, 8), *[MB3D(2, 8, 8, 2.0, residual="plain")] * 4, Head(5)))
+    assert {frame.rest for frame in frames(biased)} == {"dropped"}
 
 
 def test_only_what_a_norm_reads_can_be_narrower() -> None:
