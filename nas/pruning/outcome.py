@@ -4,7 +4,6 @@ from typing import Any
 
 from compress.prune import Pruned
 from nas.cost import macs, params
-from nas.evaluate import accuracy
 from nas.peak_memory import peak_mb
 from nas.progress import say
 from nas.pruning.job import Job, Milliseconds
@@ -17,14 +16,14 @@ PAYS = 0.5  # share of the MACs saved that must be saved in milliseconds, or the
 
 
 def outcome(
-    job: Job, found: Pruned, budget: float, before: dict[str, float], after: dict[str, float]
+    job: Job, found: Pruned, budget: float | None, before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
     """The summary of a run, but for its files; the test split is read here, once.
 
     Args:
         job: what was pruned.
         found: what is left of it.
-        budget: in ms.
+        budget: in ms, if there is one.
         before: times of the dense network.
         after: of what is left, measured in the same run.
     """
@@ -34,17 +33,17 @@ def outcome(
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
         "budget_ms": budget,
-        "predicted_ms": job.table.predict(found.arch).ms,
+        "predicted_ms": job.table.predict(found.arch.keeping(adaptive=False)).ms,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
-        "before": _figures(arch, before, memory, accuracy(job.network, job.data, "test")),
-        "after": _figures(found.arch, after, memory, accuracy(left, job.data, "test")),
+        "before": _figures(arch, before, memory, job.accuracy(job.network, "test")),
+        "after": _figures(found.arch, after, memory, job.accuracy(left, "test")),
         "blocks": _blocks(job, found),
     }
 
 
-def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float) -> dict[str, Any]:
+def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float | None) -> dict[str, Any]:
     return {"params": params(arch), "macs": macs(arch), **times, "peak_mb": memory[arch], "acc": acc}
 
 
