@@ -10,6 +10,9 @@ from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePat
 __all__ = ["prune"]
 
 MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
+BASELINES = (
+    "Print what else takes as long: a smaller sibling, cuts alike in all blocks, by magnitude, smaller images, int8."
+)
 
 
 def prune(
@@ -23,6 +26,7 @@ def prune(
     ] = None,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
+    baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
     out: Out = Path("results/prune"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -31,6 +35,7 @@ def prune(
 ) -> None:
     """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget."""
     from nas.pruning import prune_network
+    from nas.pruning.sheets import print_sheets
 
     found = prune_network(
         model,
@@ -44,6 +49,8 @@ def prune(
         images=images,
         seed=seed,
         foreign=foreign_table,
+        baselines=baselines,
         resume=resume,
     )
-    show(found, json)
+    print_sheets(found)
+    show(found if json else {name: value for name, value in found.items() if not isinstance(value, dict | list)}, json)
