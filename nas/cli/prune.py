@@ -15,6 +15,9 @@ DROP = (
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 ADAPTIVE = "Where what is left drops tokens, learn how many of each image: the budget is held on average."
 MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
+BASELINES = (
+    "Print what else takes as long: a smaller sibling, cuts alike in all blocks, by magnitude, smaller images, int8."
+)
 
 
 def prune(
@@ -44,6 +47,7 @@ def prune(
     adaptive: Annotated[bool, typer.Option("--adaptive", help=ADAPTIVE)] = False,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
+    baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
     out: Out = Path("results/prune"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -52,6 +56,7 @@ def prune(
 ) -> None:
     """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget, or an accuracy; train what is left."""
     from nas.pruning import Healing, prune_network
+    from nas.pruning.sheets import print_sheets
 
     healing = Healing(train_epochs, batch_size, lr, weight_decay, ema, mixup, cutmix, adaptive)
 
@@ -69,6 +74,8 @@ def prune(
         images=images,
         seed=seed,
         foreign=foreign_table,
+        baselines=baselines,
         resume=resume,
     )
-    show(found, json)
+    print_sheets(found)
+    show(found if json else {name: value for name, value in found.items() if not isinstance(value, dict | list)}, json)

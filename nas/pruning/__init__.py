@@ -1,18 +1,24 @@
 """`nas prune`: a trained ViT made faster on a target until the time measured, or the accuracy lost, is what may be."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from nas.errors import BudgetError
 from nas.progress import say
-from nas.pruning.attempt import Attempt, healed_within, unchanged
-from nas.pruning.floor import fastest
+from nas.pruning.attempt import healed_within, unchanged
+from nas.pruning.files import Files, built
+from nas.pruning.floor import fastest, held
 from nas.pruning.goal import Floor, Goal
-from nas.pruning.heal import Healing
+from nas.pruning.heal import Healing, healer
 from nas.pruning.job import Job, Milliseconds, job_of
+from nas.pruning.judge import val_accuracy
 from nas.pruning.outcome import outcome
+from nas.pruning.page import KEPT, write_pruned
+from nas.pruning.pictures import write_kept
+from nas.pruning.rivals import rivals
 from nas.pruning.saved import remembered
 from nas.runs import Run
+from nas.scratch import scratch_dir
 from search_spaces.errors import InputError
 
 __all__ = ["Goal", "Healing", "Milliseconds", "prune_network"]
@@ -35,14 +41,15 @@ def prune_network(
     images: int = 256,
     seed: int = 0,
     foreign: bool = False,
+    baselines: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas prune`: `before` and `after`, each `params`, `macs`, `measured_ms`, `peak_mb`, `acc`, and the run's files.
 
     The rows that the target's table lacks for this network's sizes are measured first. A network over the budget is pruned
-    further: the prediction's limit is lowered by what it was exceeded by. Where the data has other classes than the network, a
+    further: the prediction's limit is lowered by what it was exceeded by; so is one whose file is. Where the data has other classes than the network, a
     classifier is fitted first. Accuracies are on the test split, read once at the end; what `max_drop` allows is of
-    search-validation.
+    search-validation. With `baselines` its rivals are there, too.
 
     Raises:
         InputError: no such network or data, no weights, no or too many goals, or settings that do not fit.
@@ -64,13 +71,19 @@ def prune_network(
         "seed": seed,
         "max_drop": max_drop,
         "healing": healing.described(),
+        **({"baselines": True} if baselines else {}),
     }
     run = Run.start(out, "prune", config, resume=resume)
     with run.locked():
         if run.summary is not None:
             return run.summary
-        fitted = str(out / "dense") if job.own_head else None
-        return run.finish({**_pruned(job.fitted(out / "dense"), run, goal, healing), "fitted_head": fitted})
+        fitted = job.fitted(out / "dense")
+        with tempfile.TemporaryDirectory(prefix="prune-", dir=scratch_dir()) as scratch:
+            files = Files(fitted, out, Path(scratch))
+            summary = _pruned(fitted, run, goal, healing, files, name if baselines else None)
+        summary["fitted_head"] = str(out / "dense") if job.own_head else None
+        write_pruned(run.path, summary)
+        return run.finish(summary)
 
 
 def _check_healing(job: Job, goal: Goal, healing: Healing) -> None:
@@ -86,10 +99,11 @@ def _check_healing(job: Job, goal: Goal, healing: Healing) -> None:
             )
 
 
-def _pruned(job: Job, run: Run, goal: Goal, healing: Healing) -> dict[str, Any]:
+def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, rivals_of: str | None) -> dict[str, Any]:
+    """The summary, with the rivals of the network that the user called `rivals_of`; None for no rivals."""
     dense_ms = remembered(run.path / "dense-ms.json", lambda: job.measured([job.named.arch])[0]["measured_ms"])
     budget = goal.budget(dense_ms)
-    floor = _floor(job, goal)
+    floor = None if goal.max_drop is None else Floor(goal.max_drop, val_accuracy(job, job.dense()))
     told: dict[str, Any] = {}
     if budget is None:
         assert floor is not None, "a goal without a budget has a floor"
@@ -98,36 +112,22 @@ def _pruned(job: Job, run: Run, goal: Goal, healing: Healing) -> dict[str, Any]:
         say(f"the network takes {dense_ms:.4g} ms as it is, within the budget of {budget:.4g} ms")
         attempt = unchanged(job)
     else:
-        attempt = healed_within(job, run.path, budget, healing)
+        attempt = healed_within(job, files, budget, healing)
+    found, after = attempt.found, attempt.after["measured_ms"]
     if floor is not None:
-        told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": _held(job, attempt, floor)}}
-    found = attempt.found
+        told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
+    file = attempt.file or files.delivered(found.arch, found.weights)
     run.save_network(found.arch, found.weights)
+    kept = write_kept(built(found.arch, found.weights), job.data, run.path / KEPT)
+    heal_rival = healer(job, run.path / "rivals", healing)
     return {
         **outcome(job, found, budget, attempt.before, attempt.after),
         "training": attempt.training,
         **told,
+        **file.summary(after),
+        "baselines": [] if rivals_of is None else rivals(job, rivals_of, found, budget or after, files, heal_rival),
         "arch": str(run.path / "arch.json"),
         "weights": str(run.path / "weights.safetensors"),
+        "kept": None if kept is None else str(kept),
+        "report": str(run.path / "report.html"),
     }
-
-
-def _floor(job: Job, goal: Goal) -> Floor | None:
-    if goal.max_drop is None:
-        return None
-    return Floor(goal.max_drop, job.val_accuracy(job.dense()))
-
-
-def _held(job: Job, attempt: Attempt, floor: Floor) -> float:
-    """The accuracy on search-validation.
-
-    Raises:
-        BudgetError: it is further below the dense network's than may be.
-    """
-    found = job.val_accuracy(attempt.found)
-    if not floor.holds(found):
-        raise BudgetError(
-            f"within the budget the accuracy on search-validation falls from {floor.dense:.4g} to {found:.4g}, by more than "
-            f"{floor.max_drop:g}; raise the budget or --max-drop, or train longer"
-        )
-    return found

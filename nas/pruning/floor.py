@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from compress.prune import BudgetTooSmall, Prunable, Pruned
+from nas.errors import BudgetError
 from nas.progress import say
 from nas.pruning.attempt import Attempt, unchanged
 from nas.pruning.goal import Floor
 from nas.pruning.heal import Healing, heal
 from nas.pruning.job import Job
+from nas.pruning.judge import val_accuracy
 from nas.pruning.saved import saved
 from nas.runs import Run
 
-__all__ = ["fastest"]
+__all__ = ["fastest", "held"]
 
 TRIES, TRAININGS = 8, 4  # networks that are pruned, and those of them that are trained, at most
 LEAST = 1 / 16  # share of the dense network's time at which the search begins
@@ -105,11 +107,11 @@ def _tried(
         found = _calibrated(job, folder, limit, prunable)
     except BudgetTooSmall as error:
         return {"limit": limit, "ms": error.cheapest, "acc": None, "holds": False, "trained": False}
-    acc = job.val_accuracy(found)
+    acc = val_accuracy(job, found)
     trained = not floor.holds(acc) and healing.epochs > 0
     if trained:
         found, _ = heal(job, found, folder / "trained", healing, limit)
-        acc = job.val_accuracy(found)
+        acc = val_accuracy(job, found)
     return {"limit": limit, "ms": found.cost, "acc": acc, "holds": floor.holds(acc), "trained": trained}
 
 
@@ -119,7 +121,7 @@ def _last(job: Job, folder: Path, record: dict[str, Any], healing: Healing) -> A
     found, training = _calibrated(job, folder, limit, job.prunable), None
     if healing.epochs:
         left, told = heal(job, found, folder / "trained", healing, limit)
-        if record["trained"] or job.val_accuracy(left) >= record["acc"]:
+        if record["trained"] or val_accuracy(job, left) >= record["acc"]:
             found, training = left, told
     before, after = job.measured([job.named.arch, found.arch])
     if after["measured_ms"] >= before["measured_ms"]:
@@ -133,3 +135,18 @@ def _sweep(folder: Path, bracket: Bracket) -> None:
     for number in range(bracket.tries):
         if number != bracket.best and (folder / str(number)).exists():
             shutil.rmtree(folder / str(number))
+
+
+def held(job: Job, found: Pruned, floor: Floor) -> float:
+    """The accuracy of what is left on search-validation.
+
+    Raises:
+        BudgetError: it is further below the dense network's than may be.
+    """
+    acc = val_accuracy(job, found)
+    if not floor.holds(acc):
+        raise BudgetError(
+            f"within the budget the accuracy on search-validation falls from {floor.dense:.4g} to {acc:.4g}, by more than "
+            f"{floor.max_drop:g}; raise the budget or --max-drop, or train longer"
+        )
+    return acc

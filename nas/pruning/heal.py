@@ -1,12 +1,16 @@
 """Training of what pruning left, with the dense network as its teacher."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from compress.prune import Pruned
 from nas.progress import say
 from nas.pruning.job import Job
+from nas.pruning.rivals import Heal
 from nas.pruning.thresholds import learned
 from nas.train.features import follow_features
 from nas.train.loop import Recipe
@@ -16,7 +20,7 @@ from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.states import Tokens
 
-__all__ = ["Healing", "heal", "usual_rate"]
+__all__ = ["Healing", "heal", "healer", "usual_rate"]
 
 RATE = 0.032
 """Learning rate times embedding width: Adam's goes with one over the width (muP, arXiv 2203.03466, table 3)."""
@@ -75,20 +79,33 @@ def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) ->
     Raises:
         InputError: `out` holds another run, or the training does not fit the data.
     """
-    dense = job.named.arch
-    recipe = healing.recipe(dense, job.seed)
-    summary = None
+    recipe, summary = healing.recipe(job.named.arch, job.seed), None
     if healing.adaptive and found.arch.locations:
         summary = learned(job, found, recipe, out, budget)
     if healing.adaptive and summary is None:
         say("what is left drops no tokens, or need not for the budget: there are no thresholds to learn")
     if summary is None:
-        train = follow_features if job.encoder else retrain
-        summary = train(
-            found.arch, job.data, recipe, out, teacher=job.teacher(), start=dict(found.weights), resume=True
-        )
+        summary = _trained(job, found.arch, found.weights, recipe, out)
     job.network.cpu()  # where it taught on another device
     network, arch, _ = load_network(out)
     told = {name: value for name, value in summary.items() if name != "weights"}
     left = replace(found, arch=arch, weights=dict(network.state_dict()))
     return left, {"epochs": recipe.epochs, "lr": recipe.lr, **told}
+
+
+def healer(job: Job, folder: Path, healing: Healing) -> Heal | None:
+    """What trains rivals as the result is trained, each in a run of its own in the folder; None without training."""
+    if not healing.epochs:
+        return None
+
+    def train(name: str, arch: Arch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        _trained(job, arch, weights, healing.recipe(job.named.arch, job.seed), folder / name)
+        job.network.cpu()
+        return dict(load_network(folder / name)[0].state_dict())
+
+    return train
+
+
+def _trained(job: Job, arch: Arch, weights: Mapping[str, Tensor], recipe: Recipe, out: Path) -> dict[str, Any]:
+    train = follow_features if job.encoder else retrain
+    return train(arch, job.data, recipe, out, teacher=job.teacher(), start=dict(weights), resume=True)

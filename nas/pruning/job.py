@@ -6,13 +6,12 @@ from pathlib import Path
 
 from compress.finite import check_finite
 from compress.prune import Prunable, Pruned, prepare
-from nas.data import SPLITS, Data, Split
+from nas.data import SPLITS, Data
 from nas.data import load as load_data
 from nas.evaluate import calibration_batches
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named
 from nas.progress import say
-from nas.pruning.judge import accuracy_on
 from nas.pruning.own_head import check_labelled, with_own_head
 from nas.runs import digest
 from nas.tables import find_table, table_path, timed
@@ -67,18 +66,6 @@ class Job:
         network = with_own_head(self.network, self.data, self.source, out)
         return replace(self, named=replace(self.named, network=network), network=network, own_head=False)
 
-    def accuracy(self, network: Network, split: Split) -> float | None:
-        """Of a network on the data, in the numbers that the target computes with; None for an encoder."""
-        return accuracy_on(self.table.target, network, self.data, split, self.seed)
-
-    def val_accuracy(self, found: Pruned) -> float:
-        """Of what is left of a network with a classifier, on search-validation."""
-        network = found.arch.build().eval()
-        network.load_state_dict(found.weights)
-        acc = self.accuracy(network, "val")
-        assert acc is not None, "an encoder has no accuracy"
-        return acc
-
     def dense(self) -> Pruned:
         """The network as it is."""
         arch, ms = self.named.arch, self.table.predict(self.named.arch).ms
@@ -89,8 +76,17 @@ class Job:
         return Teacher(self.network, self.named.arch.classes, temperature=temperature)
 
     def measured(self, archs: Sequence[Arch]) -> list[dict[str, float]]:
-        """Milliseconds of networks in one interleaved run: the table's statistic, and the 90th percentile of the runs."""
-        return [{"measured_ms": t.ms, "measured_p90_ms": t.p90} for t in timed(archs, self.table, self.seed)]
+        """Milliseconds of networks in one interleaved run: the table's statistic, and median, mean and percentiles of the runs."""
+        return [
+            {
+                "measured_ms": timing.ms,
+                "measured_median_ms": timing.median,
+                "measured_mean_ms": timing.mean,
+                "measured_p90_ms": timing.p90,
+                "measured_p95_ms": timing.p95,
+            }
+            for timing in timed(archs, self.table, self.seed)
+        ]
 
     def prunable(self) -> Prunable:
         """What the images tell of the network."""

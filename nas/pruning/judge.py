@@ -3,54 +3,47 @@
 import tempfile
 from pathlib import Path
 
-import torch
-
-from nas.data import Data, Split
-from nas.evaluate import accuracy, calibration_batches
-from nas.runtimes import RUNTIMES, Session
-from nas.runtimes.onnxruntime import export_onnx
-from nas.runtimes.quantise import quantise
+from compress.prune import Pruned
+from nas.data import Split
+from nas.evaluate import accuracy
+from nas.export import SUFFIX, export_onnx
+from nas.pruning.files import built, quantised
+from nas.pruning.job import Job
+from nas.runtimes import RUNTIMES
 from nas.scratch import scratch_dir
-from nas.target import Target
 from search_spaces.arch import Network
 
-__all__ = ["accuracy_on", "int8_session"]
+__all__ = ["judged", "val_accuracy"]
 
-IMAGES = 256  # training images that tell the ranges of activations in int8
 BATCH = 250
 
 
-def accuracy_on(target: Target, network: Network, data: Data, split: Split, seed: int) -> float | None:
-    """Share of a split's images whose best class is the label; on an int8 target that of the int8 file. None for an encoder.
-
-    Args:
-        target: where the network is to run.
-        network: of any image size, to which the images are brought.
-        data: whose labels.
-        split: of it.
-        seed: draws the training images that int8 is calibrated on.
-    """
-    arch = network.arch
-    if not getattr(arch.blocks[-1], "classes", 0):
+def judged(job: Job, network: Network, split: Split) -> float | None:
+    """Share of a split's images whose best class is the label; on an int8 target that of the int8 file. None for an encoder."""
+    if job.encoder:
         return None
-    data = data.at(arch.image_size)
-    if target.dtype != "int8":
-        return accuracy(network, data, split)
-    session = int8_session(network, data, target, seed)
-    hits = 0
-    for images, labels in data.loader(split, BATCH):
-        hits += int((session.run(images.numpy()).argmax(1) == labels.numpy()).sum())
-    session.close()
-    return hits / data.size(split)
+    if job.table.target.dtype == "int8":
+        return _in_int8(job, network, split)
+    return accuracy(network, job.data.at(network.arch.image_size), split)
 
 
-def int8_session(network: Network, data: Data, target: Target, seed: int) -> Session:
-    """The network as an int8 file, whose activations' ranges are told by training images, in the target's runtime."""
-    found = torch.cat([images for images, _ in calibration_batches(data, seed, IMAGES)])
-    whole = found[torch.arange(max(len(found), target.batch)) % len(found)]  # at least a batch, however few there are
-    graph = export_onnx(network, network.arch.example(target.batch))
-    content = quantise(graph, [part.numpy() for part in torch.split(whole, target.batch) if len(part) == target.batch])
-    with tempfile.TemporaryDirectory(prefix="int8-", dir=scratch_dir()) as folder:
-        path = Path(folder) / "network.onnx"
-        path.write_bytes(content)
-        return RUNTIMES[target.runtime].from_file(path, target)
+def val_accuracy(job: Job, found: Pruned) -> float:
+    """Of what is left of a network with a classifier, on search-validation."""
+    acc = judged(job, built(found.arch, found.weights), "val")
+    assert acc is not None, "an encoder has no accuracy"
+    return acc
+
+
+def _in_int8(job: Job, network: Network, split: Split) -> float:
+    """That of the file in int8 that would be delivered, in the target's runtime."""
+    target, arch = job.table.target, network.arch
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir()) as folder:
+        path = export_onnx(network, arch.example(target.batch), Path(folder) / f"network{SUFFIX}")
+        session = RUNTIMES[target.runtime].from_file(quantised(job, arch, path, path), target)
+        data = job.data.at(arch.image_size)
+        hits = [
+            int((session.run(images.numpy()).argmax(1) == labels.numpy()).sum())
+            for images, labels in data.loader(split, BATCH)
+        ]
+        session.close()
+    return sum(hits) / data.size(split)

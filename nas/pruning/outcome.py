@@ -6,7 +6,9 @@ from compress.prune import Pruned
 from nas.cost import macs, params
 from nas.peak_memory import peak_mb
 from nas.progress import say
+from nas.pruning.files import built
 from nas.pruning.job import Job, Milliseconds
+from nas.pruning.judge import judged
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 
@@ -28,17 +30,17 @@ def outcome(
         after: of what is left, measured in the same run.
     """
     arch = job.named.arch
-    left = found.arch.build().eval()
-    left.load_state_dict(found.weights)
+    left = built(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
+        "target": job.table.target.name,
         "budget_ms": budget,
         "predicted_ms": job.table.predict(found.arch.keeping(adaptive=False)).ms,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
-        "before": _figures(arch, before, memory, job.accuracy(job.network, "test")),
-        "after": _figures(found.arch, after, memory, job.accuracy(left, "test")),
+        "before": _figures(arch, before, memory, judged(job, job.network, "test")),
+        "after": _figures(found.arch, after, memory, judged(job, left, "test")),
         "blocks": _blocks(job, found),
     }
 
