@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nas.data import LARGEST, Data
 from nas.files import atomic_write
+from nas.processes import accelerator as start_accelerator
 from nas.processes import processes
 from nas.progress import progress
 from nas.train.scales import scaled_batches
@@ -103,7 +104,6 @@ def fit(
     Raises:
         InputError: the training split is smaller than one batch, or the loss is no longer finite.
     """
-    from accelerate import Accelerator
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
@@ -111,7 +111,7 @@ def fit(
         raise InputError(
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
     optimizer = create_optimizer_v2(groups, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.losses import distillation
 from nas.data import Data
 from nas.evaluate import accuracy
-from nas.processes import leads, processes
+from nas.processes import accelerator, leads, processes
 from nas.runs import Run, digest
 from nas.train.loop import Objective, Recipe, check_shared, fit
 from nas.train.variants import accuracy_by_loops, check_depths, step_logits
@@ -129,11 +129,8 @@ def _begun(out: Path, config: dict[str, Any], resume: bool) -> Run:
     """The run, which the first of several processes begins, and the others find."""
     if processes() == 1:
         return Run.start(out, "retrain", config, resume=resume)
-    from accelerate import PartialState
-
-    state = PartialState()
     run = Run.start(out, "retrain", config, resume=resume) if leads() else None
-    state.wait_for_everyone()
+    accelerator().wait_for_everyone()
     return run or Run.open(out, "retrain")
 
 

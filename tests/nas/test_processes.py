@@ -1,6 +1,7 @@
 """`nas retrain` by two processes that torchrun starts: one training, written once, of the weights that one process gets."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -26,16 +27,18 @@ SCRIPT = """
     sys.argv[0] = "nas"
     main()
 """
+ROOT = Path(__file__).parents[2]
 FLAGS = ("--data", "toy", "--epochs", "2", "--batch-size", "32", "--lr", "1e-3", "--ema", "0.8", "--json")
 
 
 def run(folder: Path, count: int, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """What `nas` printed, by so many processes."""
-    script = folder / "nas.py"
+    script = folder / "started.py"
     script.write_text(textwrap.dedent(SCRIPT))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launch, str(script), *words]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script lies elsewhere
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, env=env)
     assert (found.returncode != 0) == bool(code), found.stderr
     return found
 
