@@ -10,8 +10,8 @@ from search_spaces.states import Tokens
 
 __all__ = ["PARTS", "Frame", "Keeps", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
 
-PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "width", "resolution")
-"""What may be made smaller."""
+PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "fusing", "merging", "width", "resolution")
+"""What may be made smaller: patches by dropping some (tokens), by fusing or by merging them."""
 
 GRID = 8  # embedding widths are multiples of it, as kernels like
 SIDES = (1.0, 6 / 7, 5 / 7, 4 / 7)  # of the patches along an image
@@ -93,21 +93,23 @@ def _widths(arch: Arch) -> list[int]:
     return list(dict.fromkeys([width, *(max(GRID, GRID * round(width * share / GRID)) for share in WIDTHS[1:])]))
 
 
-def _plans(arch: Arch, patches: int, narrower: bool) -> list[tuple[Keeps, str]]:
+def _plans(arch: Arch, patches: int, parts: Collection[str], narrower: bool) -> list[tuple[Keeps, str]]:
     """Ways of leaving fewer patches, and what becomes of the others: nothing first; in a narrower network they are dropped alone."""
     blocks = len(attention_blocks(arch))
     places = sorted({round(blocks * share) for share in THIRDS} & {*range(1, blocks)})
     if not places:
         return [((), "dropped")]
+    every = range(1, blocks)
     once = [((places[0], _some(patches, share)),) for share in ONCE]
     thrice = [_along(places, [_some(patches, share**k) for k in range(1, len(places) + 1)]) for share in THRICE]
-    found: list[tuple[Keeps, str]] = [(keeps, "dropped") for keeps in ((), *once, *thrice)]
-    if narrower or any(spec.bias for spec in arch.blocks if isinstance(spec, MB3D)):
-        return found  # what is fused or merged has no place, which a bias would need
-    every = range(1, blocks)
     steps = [_along(every, [_some(patches, 1 - (1 - share) * k / len(every)) for k in every]) for share in LAST]
-    fused = [(keeps, "fused") for keeps in (*once, *thrice)]
-    return [*found, *fused, *((keeps, "merged") for keeps in (*thrice, *steps) if _halves(keeps, patches))]
+    # What is fused or merged has no place, which a bias would need.
+    placed = narrower or any(spec.bias for spec in arch.blocks if isinstance(spec, MB3D))
+    found: list[tuple[Keeps, str]] = [((), "dropped")]
+    found += [(keeps, "dropped") for keeps in (*once, *thrice) if "tokens" in parts]
+    found += [(keeps, "fused") for keeps in (*once, *thrice) if "fusing" in parts and not placed]
+    merged = [keeps for keeps in (*thrice, *steps) if _halves(keeps, patches)]
+    return found + [(keeps, "merged") for keeps in merged if "merging" in parts and not placed]
 
 
 def _some(patches: int, share: float) -> int:
@@ -135,7 +137,7 @@ def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
     found = []
     for side, width in product(_sides(arch) if "resolution" in parts else [whole.side], widths):
         patches = _embedding(arch.at(side)).patches
-        plans = _plans(arch, patches, width < whole.width) if "tokens" in parts else [((), "dropped")]
+        plans = _plans(arch, patches, parts, width < whole.width)
         found += [Frame(side, width, keeps, rest, plan) for plan, (keeps, rest) in enumerate(plans)]
     return list(dict.fromkeys(found))
 

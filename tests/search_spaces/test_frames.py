@@ -39,6 +39,8 @@ def test_a_plan_drops_equal_shares_of_large_and_small_images() -> None:
 def test_what_is_not_named_stays() -> None:
     assert frames(DEIT, ("heads",)) == [whole_frame(DEIT)]
     assert {frame.width for frame in frames(DEIT, ("tokens", "resolution"))} == {192}
+    assert {frame.rest for frame in frames(DEIT, ("tokens",))} == {"dropped"}
+    assert {frame.rest for frame in frames(DEIT, ("fusing",)) if frame.keeps} == {"fused"}
     assert all(not frame.keeps for frame in frames(DEIT, ("width", "resolution")))
     sizes = sizes_in(DEIT, 0, whole_frame(DEIT), ("neurons",))
     assert sizes.heads == (3,) and sizes.key_dims == sizes.value_dims == (64,) and len(sizes.hidden) == 16
@@ -53,7 +55,7 @@ def test_a_block_that_scores_keeps_its_heads_and_values() -> None:
 
 
 def test_merging_compares_by_keys_and_needs_half_of_the_patches() -> None:
-    merged = [frame for frame in frames(DEIT, ("tokens",)) if frame.rest == "merged"]
+    merged = [frame for frame in frames(DEIT, ("merging",)) if frame.rest == "merged"]
     assert [len(frame.keeps) for frame in merged] == [3, 3, 3, 11, 11, 11]
     assert sizes_in(DEIT, 3, merged[0]).key_dims == (64,) and sizes_in(DEIT, 4, merged[0]).key_dims == (64, 32)
     biased = Arch(32, 3, (Patch(16, 8), *[MB3D(2, 8, 8, 2.0, residual="plain")] * 4, Head(5)))
