@@ -74,16 +74,18 @@ def narrowable(arch: Arch) -> bool:
     """Whether the embedding can be narrower: all that reads it is the LN of a block or of a classifier, all that writes it is linear."""
     head = arch.blocks[-1]
     plain = isinstance(head, Head) and head.norm == "layer" and head.classes > 0
-    learned = all(spec.form == "learned" for spec in arch.blocks if isinstance(spec, Position))
-    return (
-        plain and learned and all(isinstance(one, Patch | ClassToken | Position | MB3D | Head) for one in arch.blocks)
-    )
+    starts = [position for position, spec in enumerate(arch.blocks) if isinstance(spec, Patch)]
+    blocks = arch.blocks[starts[-1] :] if starts else arch.blocks  # a stem before it may be of any kind
+    learned = all(spec.form == "learned" for spec in blocks if isinstance(spec, Position))
+    return plain and learned and all(isinstance(one, Patch | ClassToken | Position | MB3D | Head) for one in blocks)
 
 
 def _sides(arch: Arch) -> list[int]:
     """Image sizes, the largest first, that are whole numbers of patches."""
-    size = next(spec.size for spec in arch.blocks if isinstance(spec, Patch))
-    along = arch.image_size // size
+    along = _embedding(arch).grid[0]
+    size, rest = divmod(arch.image_size, along)
+    if rest or _embedding(arch).grid[1] != along:
+        return [arch.image_size]
     return list(dict.fromkeys(size * max(1, round(along * share)) for share in SIDES))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from search_spaces import zoo
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position, Stem
 from search_spaces.spaces.frames import Frame, frames, in_frame, narrowable, whole_frame
 from search_spaces.spaces.remains import sizes_in
 
@@ -66,6 +66,9 @@ def test_only_what_a_norm_reads_can_be_narrower() -> None:
     block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
     body = (Patch(16, 8), ClassToken(), Position(), block)
     assert narrowable(Arch(32, 3, (*body, Head(5, pool="token"))))
+    stem = Arch(64, 3, (Stem(8, 3), Patch(16, 1), *body[1:], Head(5, pool="token")))
+    assert narrowable(stem) and {frame.side for frame in frames(stem)} == {64, 56, 48, 40}
+    assert in_frame(stem, Frame(56, 8)).blocks[0] == stem.blocks[0] and in_frame(stem, Frame(56, 8)).image_size == 56
     for blocks in (
         (*body, Head(0, pool="token")),
         (*body, Head(5, norm="none")),
