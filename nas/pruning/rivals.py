@@ -125,15 +125,14 @@ def _sibling(job: Job, model: str) -> Rival | Missing:
 def _uniform(job: Job, budget: float) -> Iterator[Rival | Missing]:
     """Every block with the same share of its heads and neurons: those that matter least, with the rest solved anew; those of least weight."""
     arch, weights = job.named.arch, dict(job.network.state_dict())
-    priced = ((share, sizes, job.table.predict(resized(arch, sizes)).ms) for share, sizes in uniform_sizes(arch))
-    share, sizes, least = 0.0, {}, 0.0
-    for share, sizes, least in priced:
-        if least <= budget:
-            break
-    else:
+    priced = [(share, sizes, job.table.predict(resized(arch, sizes)).ms) for share, sizes in uniform_sizes(arch)]
+    fits = [(share, sizes) for share, sizes, ms in priced if ms <= budget]
+    if not fits:
+        least = min(ms for _, _, ms in priced)
         why = f"with the fewest heads and neurons in each block it is predicted to take {least:.4g} ms"
         yield from (Missing(name, why) for name in ("uniform", "magnitude"))
         return
+    share, sizes = fits[0]
     moments = collect(job.network, calibration_batches(job.data, job.seed, job.images))
     plans = {
         place: plan_block(spec, weights_of(weights, place), moments[place])
