@@ -49,7 +49,8 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     from onnxscript import opset18 as op
 
     if approximate == "tanh":
-        inner = op.Mul(op.Add(x, op.Mul(op.Pow(x, 3.0), 0.044715)), math.sqrt(2 / math.pi))
+        three: Any = 3.0  # whose type variable leaves out float
+        inner = op.Mul(op.Add(x, op.Mul(op.Pow(x, three), 0.044715)), math.sqrt(2 / math.pi))
         return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
 

@@ -12,7 +12,7 @@ from nas.pruning.job import Job, Milliseconds, job_of
 from nas.pruning.outcome import outcome
 from nas.pruning.page import KEPT, write_pruned
 from nas.pruning.pictures import write_kept
-from nas.pruning.rivals import rivals
+from nas.pruning.rivals import rival_rows
 from nas.runs import Run, digest
 from nas.scratch import scratch_dir
 from search_spaces.errors import InputError
@@ -96,7 +96,7 @@ def _pruned(
     return {
         **outcome(job, found, budget, before, after),
         **file.summary(after["measured_ms"]),
-        "baselines": [] if rivals_of is None else rivals(job, rivals_of, found, budget, files),
+        "baselines": [] if rivals_of is None else rival_rows(job, rivals_of, found, budget, files),
         "arch": str(run.path / "arch.json"),
         "weights": str(run.path / "weights.safetensors"),
         "kept": None if kept is None else str(kept),

@@ -26,7 +26,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 
-__all__ = ["Heal", "Rival", "rivals"]
+__all__ = ["Heal", "Rival", "rival_rows"]
 
 Weights = dict[str, Tensor]
 Heal = Callable[[str, Arch, Weights], Weights]
@@ -54,7 +54,7 @@ class Missing:
     why: str
 
 
-def rivals(
+def rival_rows(
     job: Job, model: str, found: Pruned, budget: float, files: Files, heal: Heal | None = None
 ) -> list[dict[str, Any]]:
     """A row for the dense network, for what was found, and for each rival, all timed in one run; the test split is read here.

@@ -141,4 +141,4 @@ def test_files_for_other_targets(name: str, tmp_path: Path, monkeypatch: pytest.
             b"QuantizeLinear" in found.timed.read_bytes()
             and b"QuantizeLinear" in (tmp_path / "dense.onnx").read_bytes()
         )
-        assert RUNTIMES["ort"].from_file(found.timed, job.table.target).classes == 4
+        assert RUNTIMES["ort"].from_file(found.timed, job.table.target).classes == 10

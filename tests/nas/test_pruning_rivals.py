@@ -11,13 +11,14 @@ import torch
 from compress.prune import Pruned
 from compress.uniform import resized, uniform_sizes
 from nas.cost import macs, params
+from nas.data import load
 from nas.evaluate import accuracy
 from nas.networks import Named
 from nas.pruning import rivals as module
 from nas.pruning import siblings
 from nas.pruning.files import Files, built
 from nas.pruning.job import Job
-from nas.pruning.rivals import rivals
+from nas.pruning.rivals import rival_rows
 from nas.pruning.siblings import smaller_sibling, smaller_sibling_name
 from nas.target import Target
 from nas.timing import Timing
@@ -25,10 +26,9 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from tests.nas.test_measure import TARGET
-from tests.nas.toy import toy
 
 BLOCK = MB3D(2, 8, 8, 64 / 32, residual="plain", bias=False)
-ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), BLOCK, BLOCK, Head(4, pool="token")))
+ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), BLOCK, BLOCK, Head(10, pool="token")))
 NAMES = ["dense", "pruned", "sibling", "uniform", "magnitude", "resolution", "int8"]
 
 
@@ -44,7 +44,7 @@ def job_on(target: Target) -> Job:
         for weight in network.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
     table: Any = SimpleNamespace(target=target, predict=lambda arch: SimpleNamespace(ms=ms_of(arch)))
-    return Job(Named(ARCH, network), network, toy(), table, 32, 0)
+    return Job(Named(ARCH, network), network, load("digits", image_size=32), table, 32, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[Arch | Path]]]:
 def by_name(job: Job, budget: float, scratch: Path, **how: Any) -> dict[str, dict[str, Any]]:
     arch = resized(ARCH, list(uniform_sizes(ARCH))[-1][1])
     found = Pruned(arch, dict(arch.build().state_dict()), 0.0, 0.0, 0.0, {})
-    rows = rivals(job, "network", found, budget, Files(job, scratch, scratch), **how)
+    rows = rival_rows(job, "network", found, budget, Files(job, scratch, scratch), **how)
     assert [row["name"] for row in rows] == NAMES
     assert all(row.keys() == rows[0].keys() for row in rows)
     return {row["name"]: row for row in rows}
@@ -144,11 +144,11 @@ def test_siblings_are_named_for_the_next_smaller_size(
 def test_a_sibling_comes_with_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     named = Named(ARCH, ARCH.build())
     monkeypatch.setattr(siblings, "network_named", lambda name: named)
-    assert smaller_sibling("timm:deit_small_patch16_224", 4) == ("timm:deit_tiny_patch16_224", named)
+    assert smaller_sibling("timm:deit_small_patch16_224", 10) == ("timm:deit_tiny_patch16_224", named)
     for name, classes, line in [
-        ("timm:deit_small_patch16_224", 9, "tells 4 classes apart, the data 9"),
-        ("timm:deit_small_patch16_224@file.safetensors", 4, "are a file"),
-        ("timm:deit_tiny_patch16_224", 4, "knows no smaller sibling"),
+        ("timm:deit_small_patch16_224", 9, "tells 10 classes apart, the data 9"),
+        ("timm:deit_small_patch16_224@file.safetensors", 10, "are a file"),
+        ("timm:deit_tiny_patch16_224", 10, "knows no smaller sibling"),
     ]:
         with pytest.raises(InputError, match=line):
             smaller_sibling(name, classes)
