@@ -14,6 +14,7 @@ DROP = (
 )
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 ADAPTIVE = "Where what is left drops tokens, learn how many of each image: the budget is held on average."
+PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,width,resolution; all unless told."
 MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
 BASELINES = (
     "Print what else takes as long: a smaller sibling, cuts alike in all blocks, by magnitude, smaller images, int8."
@@ -48,13 +49,15 @@ def prune(
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
     baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
+    parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     out: Out = Path("results/prune"),
     seed: Seed = 0,
     resume: Resume = False,
     foreign_table: Foreign = False,
     json: Json = False,
 ) -> None:
-    """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget, or an accuracy; train what is left."""
+    """Make a trained ViT smaller until it is measured to hold a latency budget, or an accuracy; train what is left."""
+    from nas.pruning import PARTS as EVERY
     from nas.pruning import Healing, prune_network
     from nas.pruning.sheets import print_sheets
 
@@ -72,6 +75,7 @@ def prune(
         healing=healing,
         weights=weights,
         images=images,
+        parts=tuple(parts.split(",")) if parts else EVERY,
         seed=seed,
         foreign=foreign_table,
         baselines=baselines,

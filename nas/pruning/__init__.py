@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compress.prune import check_parts
 from nas.progress import say
 from nas.pruning.attempt import healed_within, unchanged
 from nas.pruning.files import Files, built
@@ -20,8 +21,9 @@ from nas.pruning.saved import remembered
 from nas.runs import Run
 from nas.scratch import scratch_dir
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import PARTS
 
-__all__ = ["Goal", "Healing", "Milliseconds", "prune_network"]
+__all__ = ["PARTS", "Goal", "Healing", "Milliseconds", "prune_network"]
 
 CALIBRATION = Healing()
 
@@ -39,6 +41,7 @@ def prune_network(
     healing: Healing = CALIBRATION,
     weights: Path | None = None,
     images: int = 256,
+    parts: tuple[str, ...] = PARTS,
     seed: int = 0,
     foreign: bool = False,
     baselines: bool = False,
@@ -58,7 +61,7 @@ def prune_network(
     goal = Goal(budget_ms, speedup, max_drop)
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
-    job = job_of(name, dataset, table, target, weights, images, seed, foreign)
+    job = job_of(name, dataset, table, target, weights, images, check_parts(parts), seed, foreign)
     _check_healing(job, goal, healing)
     config = {
         "network": job.source,
@@ -68,6 +71,7 @@ def prune_network(
         "budget_ms": budget_ms,
         "speedup": speedup,
         "images": images,
+        "parts": sorted(parts),
         "seed": seed,
         "max_drop": max_drop,
         "healing": healing.described(),

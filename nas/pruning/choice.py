@@ -14,10 +14,10 @@ SPARE = 0.995  # share of the budget that a solution after one above it aims at
 
 def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, float], dict[str, float], Delivered]:
     """The network that is measured to be within the budget, and so is its file: before its times those of the dense one in the same run."""
-    limit, prunable = budget, job.prunable()
+    limit, prunable, frame = budget, job.prunable(), None
     for _ in range(TRIES):
         try:
-            found = prunable.within(limit)
+            found = prunable.within(limit, frame)
         except BudgetTooSmall as error:
             raise BudgetError(
                 f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
@@ -33,6 +33,7 @@ def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, flo
             taken, what = file.ms, "the exported file, in a process of its own, takes"
         say(f"{what} {taken:.4g} ms, over the budget of {budget:.4g} ms: pruning further")
         limit *= SPARE * budget / taken
+        frame = found.frame
     raise BudgetError(
         f"after {TRIES} tries the network takes {taken:.4g} ms, above {budget:.4g} ms; the table and the clock "
         "disagree: measure with --fresh on a quieter machine, or raise the budget"

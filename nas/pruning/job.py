@@ -20,6 +20,7 @@ from nas.train.retrain import Teacher
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import BlockSpec
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
 
@@ -50,6 +51,7 @@ class Job:
     data: Data
     table: LatencyTable
     images: int
+    parts: tuple[str, ...]
     seed: int
     source: str = ""  # names the weights that the user gave
     own_head: bool = False  # whether the classifier is still to be fitted to the data's classes
@@ -69,7 +71,7 @@ class Job:
     def dense(self) -> Pruned:
         """The network as it is."""
         arch, ms = self.named.arch, self.table.predict(self.named.arch).ms
-        return Pruned(arch, dict(self.network.state_dict()), ms, ms, 0.0, {})
+        return Pruned(arch, dict(self.network.state_dict()), ms, ms, 0.0, {}, whole_frame(arch))
 
     def teacher(self, temperature: float = Teacher.temperature) -> Teacher:
         """The dense network, to learn from."""
@@ -91,7 +93,11 @@ class Job:
     def prunable(self) -> Prunable:
         """What the images tell of the network."""
         batches = calibration_batches(self.data, self.seed, self.images)
-        return prepare(self.network, Milliseconds(self.table), batches, progress=lambda what: say(f"pruning: {what}"))
+        cost = Milliseconds(self.table)
+        found = prepare(self.network, cost, batches, parts=self.parts, progress=lambda what: say(f"pruning: {what}"))
+        for frame in found.idle:
+            say(f"{frame.label}: no faster than the dense network on {self.table.target.name}, left out")
+        return found
 
 
 def job_of(
@@ -101,6 +107,7 @@ def job_of(
     target: str | None,
     weights: Path | None,
     images: int,
+    parts: tuple[str, ...],
     seed: int,
     foreign: bool,
 ) -> Job:
@@ -130,7 +137,7 @@ def job_of(
         named = named.of_classes(data.classes)
     assert named.network is not None
     try:
-        remains = Remains(named.arch)
+        remains = Remains(named.arch, parts)
     except ValueError as error:
         raise InputError(f"{name} cannot be pruned: {error}") from error
     prices = _table(table, target, remains)
@@ -141,7 +148,7 @@ def job_of(
             f"{prices.path.name} lacks {len(lacking)} rows of what may be left of {name}, such as {lacking[0].key}; pass "
             f"--target {prices.target.name} in its place, which measures them"
         )
-    return Job(named, named.network, data, prices, images, seed, source, own_head)
+    return Job(named, named.network, data, prices, images, parts, seed, source, own_head)
 
 
 def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyTable:

@@ -9,6 +9,7 @@ from compress.prune import Pruned
 from compress.slicing import BlockSize
 from nas.files import read_json, write_json
 from nas.runs import Run
+from search_spaces.spaces.frames import Frame
 
 __all__ = ["Times", "remembered", "saved"]
 
@@ -33,13 +34,19 @@ def saved(
             return found, times
         told = run.summary
     sizes = {int(position): None if size is None else BlockSize(**size) for position, size in told["sizes"].items()}
-    found = Pruned(run.arch(), run.weights(), told["cost"], told["dense_cost"], told["divergence"], sizes)
+    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"]))})
+    found = Pruned(run.arch(), run.weights(), told["cost"], told["dense_cost"], told["divergence"], sizes, frame)
     return found, told["times"]
 
 
 def _described(found: Pruned) -> dict[str, Any]:
     sizes = {str(position): None if size is None else asdict(size) for position, size in found.sizes.items()}
-    return {"dense_cost": found.dense_cost, "divergence": found.divergence, "sizes": sizes}
+    return {
+        "dense_cost": found.dense_cost,
+        "divergence": found.divergence,
+        "sizes": sizes,
+        "frame": asdict(found.frame),
+    }
 
 
 def remembered(path: Path, value: float | Callable[[], float]) -> float:
