@@ -21,6 +21,7 @@ from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import Frame, whole_frame
 from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 from tests.nas.test_pruning_rivals import NAMES, job_on
@@ -100,9 +101,10 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
     limits: list[float] = []
     left = iter(times)
 
-    def cut(limit: float) -> Pruned:
+    def cut(limit: float, frame: Frame | None) -> Pruned:
+        assert frame == (whole_frame(ARCH) if limits else None), "another try is of the same frame"
         limits.append(limit)
-        return Pruned(ARCH, {}, limit, 1.0, 0.0, {})
+        return Pruned(ARCH, {}, limit, 1.0, 0.0, {}, whole_frame(ARCH))
 
     def measured(archs: list[Arch]) -> list[dict[str, float]]:
         return [{"measured_ms": 2 * budget}, {"measured_ms": 0.9 * budget}]

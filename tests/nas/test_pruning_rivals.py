@@ -25,6 +25,7 @@ from nas.timing import Timing
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import PARTS
 from tests.nas.test_measure import TARGET
 
 BLOCK = MB3D(2, 8, 8, 64 / 32, residual="plain", bias=False)
@@ -44,7 +45,7 @@ def job_on(target: Target) -> Job:
         for weight in network.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
     table: Any = SimpleNamespace(target=target, predict=lambda arch: SimpleNamespace(ms=ms_of(arch)))
-    return Job(Named(ARCH, network), network, load("digits", image_size=32), table, 32, 0)
+    return Job(Named(ARCH, network), network, load("digits", image_size=32), table, 32, PARTS, 0)
 
 
 @pytest.fixture(autouse=True)
