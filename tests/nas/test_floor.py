@@ -25,9 +25,10 @@ from nas.runs import Run, digest, load_weights, save_weights
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.train.retrain import load_network
-from search_spaces import InputError
+from search_spaces import Arch, InputError
+from search_spaces.blocks import MB4D, Head, Stem
 from tests.nas.pruning_toy import ARCH, IMAGES, PARTS, Prices, priced, trained_vit, with_head
-from tests.nas.toy import Toy, toy, toy_space
+from tests.nas.toy import Toy, toy
 
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 DENSE_MS = Prices().predict(ARCH).ms
@@ -214,7 +215,7 @@ def test_weights_that_are_no_numbers_are_named(vit: Path, tmp_path: Path) -> Non
 
 
 def test_a_network_without_attention_is_refused(tmp_path: Path) -> None:
-    arch = toy_space().smallest
+    arch = Arch(32, 3, (Stem(16), MB4D(), Head(4)))
     path = saved(tmp_path / "conv.safetensors", dict(arch.build().state_dict()), arch)
     with pytest.raises(InputError, match="cannot be pruned: it takes a plain ViT, whose blocks of attention"):
         prune_network(str(path), "toy", tmp_path / "run", speedup=2, **HOW)
