@@ -48,15 +48,15 @@ def prune(
     adaptive: Annotated[bool, typer.Option("--adaptive", help=ADAPTIVE)] = False,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
-    parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
+    parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     out: Out = Path("results/prune"),
     seed: Seed = 0,
     resume: Resume = False,
     foreign_table: Foreign = False,
     json: Json = False,
 ) -> None:
-    """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget, or an accuracy; train what is left."""
+    """Make a trained ViT smaller until it is measured to hold a latency budget, or an accuracy; train what is left."""
     from nas.pruning import PARTS as EVERY
     from nas.pruning import Healing, prune_network
     from nas.pruning.sheets import print_sheets

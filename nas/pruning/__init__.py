@@ -16,7 +16,7 @@ from nas.pruning.judge import val_accuracy
 from nas.pruning.outcome import outcome
 from nas.pruning.page import KEPT, write_pruned
 from nas.pruning.pictures import write_kept
-from nas.pruning.rivals import rivals
+from nas.pruning.rivals import rival_rows
 from nas.pruning.saved import remembered
 from nas.runs import Run
 from nas.scratch import scratch_dir
@@ -130,7 +130,7 @@ def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, riva
         "training": attempt.training,
         **told,
         **file.summary(after),
-        "baselines": [] if rivals_of is None else rivals(job, rivals_of, found, budget or after, files, heal_rival),
+        "baselines": [] if rivals_of is None else rival_rows(job, rivals_of, found, budget or after, files, heal_rival),
         "arch": str(run.path / "arch.json"),
         "weights": str(run.path / "weights.safetensors"),
         "kept": None if kept is None else str(kept),

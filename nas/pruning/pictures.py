@@ -59,4 +59,5 @@ def picture(images: Tensor, masks: Sequence[Tensor]) -> Tensor:
     for mask in masks:
         stays = F.interpolate(mask[:, None].float(), images.shape[-2:], mode="nearest")
         panes.append(torch.where(stays > 0, images, GREY + FAINT * (images - GREY)))
-    return make_grid(torch.stack(panes, 1).flatten(0, 1), nrow=len(panes), padding=GAP, pad_value=1.0)
+    grid: Tensor = make_grid(torch.stack(panes, 1).flatten(0, 1), nrow=len(panes), padding=GAP, pad_value=1.0)
+    return grid

@@ -27,7 +27,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 
-__all__ = ["Heal", "Rival", "rivals"]
+__all__ = ["Heal", "Rival", "rival_rows"]
 
 Weights = dict[str, Tensor]
 Heal = Callable[[str, Arch, Weights], Weights]
@@ -55,7 +55,7 @@ class Missing:
     why: str
 
 
-def rivals(
+def rival_rows(
     job: Job, model: str, found: Pruned, budget: float, files: Files, heal: Heal | None = None
 ) -> list[dict[str, Any]]:
     """A row for the dense network, for what was found, and for each rival, all timed in one run; the test split is read here.
@@ -125,15 +125,14 @@ def _sibling(job: Job, model: str) -> Rival | Missing:
 def _uniform(job: Job, budget: float) -> Iterator[Rival | Missing]:
     """Every block with the same share of its heads and neurons: those that matter least, with the rest solved anew; those of least weight."""
     arch, weights = job.named.arch, dict(job.network.state_dict())
-    priced = ((share, sizes, job.table.predict(resized(arch, sizes)).ms) for share, sizes in uniform_sizes(arch))
-    share, sizes, least = 0.0, {}, 0.0
-    for share, sizes, least in priced:
-        if least <= budget:
-            break
-    else:
+    priced = [(share, sizes, job.table.predict(resized(arch, sizes)).ms) for share, sizes in uniform_sizes(arch)]
+    fits = [(share, sizes) for share, sizes, ms in priced if ms <= budget]
+    if not fits:
+        least = min(ms for _, _, ms in priced)
         why = f"with the fewest heads and neurons in each block it is predicted to take {least:.4g} ms"
         yield from (Missing(name, why) for name in ("uniform", "magnitude"))
         return
+    share, sizes = fits[0]
     moments = collect(job.network, calibration_batches(job.data, job.seed, job.images))
     plans = {
         place: plan_block(spec, weights_of(weights, place), moments[place])

@@ -41,8 +41,12 @@ def saved(
 
 def _described(found: Pruned) -> dict[str, Any]:
     sizes = {str(position): None if size is None else asdict(size) for position, size in found.sizes.items()}
-    about = {"dense_cost": found.dense_cost, "divergence": found.divergence}
-    return {**about, "sizes": sizes, "frame": asdict(found.frame)}
+    return {
+        "dense_cost": found.dense_cost,
+        "divergence": found.divergence,
+        "sizes": sizes,
+        "frame": asdict(found.frame),
+    }
 
 
 def remembered(path: Path, value: float | Callable[[], float]) -> float:

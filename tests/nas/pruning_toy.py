@@ -30,6 +30,8 @@ BLOCK = MB3D(2, 16, 16, 2, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 3, Head(4, pool="token")))
 ENCODER = replace(ARCH, blocks=(*ARCH.blocks[:-1], Head(0, pool="token")))
 TARGET = Target("cpu", "ort", "fp32", 1, 1)
+PARTS = ("heads", "queries", "neurons", "blocks")  # few frames: which are chosen is told in tests/compress
+IMAGES = 512  # of each split
 FIXED, THRESHOLDS = 0.05, 0.02  # ms of any network, and of one with thresholds
 
 
@@ -72,7 +74,7 @@ def delivered(files: Files, arch: Arch, weights: dict[str, Tensor]) -> Delivered
 @contextmanager
 def priced(prices: Prices = Prices(), data: Data | None = None) -> Iterator[None]:
     """Meanwhile `nas prune` takes these prices for measured, and `toy` is a data set."""
-    own = toy() if data is None else data
+    own = toy(IMAGES) if data is None else data
     fakes = {
         "nas.pruning.job.find_table": lambda table, target, space: prices,
         "nas.pruning.job.timed": lambda archs, table, seed: [prices.timed(arch) for arch in archs],
@@ -89,8 +91,8 @@ def priced(prices: Prices = Prices(), data: Data | None = None) -> Iterator[None
 def trained_vit(folder: Path) -> Path:
     """A file of weights that tell the toy's classes apart."""
     network = fresh_network(ARCH, 0)
-    recipe = Recipe(epochs=10, batch_size=32, lr=3e-3, augment=False)
-    fit(network, supervised(recipe, None), toy(512), recipe, folder / "c.pt", "dense")
+    recipe = Recipe(epochs=5, batch_size=32, lr=3e-3, augment=False)
+    fit(network, supervised(recipe, None), toy(2048), recipe, folder / "c.pt", "dense")
     save_weights(folder / "vit.safetensors", network.state_dict(), ARCH)
     return folder / "vit.safetensors"
 

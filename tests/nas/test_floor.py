@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import compress
 from compress.prune import Pruned
 from nas.data import Data
 from nas.errors import BudgetError
@@ -24,11 +25,12 @@ from nas.runs import Run, digest, load_weights, save_weights
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.train.retrain import load_network
-from search_spaces import InputError
-from tests.nas.pruning_toy import ARCH, Prices, priced, trained_vit, with_head
+from search_spaces import Arch, InputError
+from search_spaces.blocks import MB4D, Head, Stem
+from tests.nas.pruning_toy import ARCH, IMAGES, PARTS, Prices, priced, trained_vit, with_head
 from tests.nas.toy import Toy, toy
 
-HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64}
+HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 DENSE_MS = Prices().predict(ARCH).ms
 
 
@@ -54,7 +56,7 @@ def test_the_fastest_that_holds_is_what_is_left(floored: tuple[dict[str, Any], P
     found, out = floored
     named = network_named(str(out))
     assert named.network is not None
-    held = accuracy(named.network, toy(), "val")
+    held = accuracy(named.network, toy(IMAGES), "val")
     assert found["val_acc"]["after"] == held >= found["val_acc"]["before"] - 0.05
     assert found["max_drop"] == 0.05 and found["budget_ms"] is None and found["speedup_measured"] > 1.2
     tries = found["tries"]
@@ -106,7 +108,7 @@ def test_where_nothing_holds_the_network_stays(vit: Path, tmp_path: Path, capsys
         found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.05, **HOW)
     assert network_named(str(tmp_path / "run")).arch == ARCH and found["speedup_measured"] == 1
     assert digest(Run.open(tmp_path / "run").weights()) == digest(load_weights(vit))
-    assert len(found["tries"]) == TRIES and not any(one["holds"] for one in found["tries"])
+    assert 1 < len(found["tries"]) <= TRIES and not any(one["holds"] for one in found["tries"])
     assert "no try loses at most 0.05 of accuracy: the network stays as it is" in capsys.readouterr().err
 
 
@@ -142,7 +144,7 @@ INT8 = Prices(target=Target("cpu", "ort", "int8", 1, 1))
 def test_an_int8_target_is_judged_by_its_file(vit: Path, tmp_path: Path) -> None:
     small = toy(64)
     with priced(INT8, small):
-        job = job_of(str(vit), "toy", None, INT8.target.name, None, 64, 0, False)
+        job = job_of(str(vit), "toy", None, INT8.target.name, None, 64, PARTS, 0, False)
         path = export_onnx(job.network, ARCH.example(1), tmp_path / "a.onnx")
         session = RUNTIMES["ort"].from_file(quantised(job, ARCH, path, tmp_path / "b.onnx"), INT8.target)
         images, labels = small.tensors("val").tensors
@@ -150,7 +152,7 @@ def test_an_int8_target_is_judged_by_its_file(vit: Path, tmp_path: Path) -> None
         with patch("nas.pruning.judge.accuracy", side_effect=AssertionError("judged in float")):
             assert judged(job, job.network, "val") == wanted > 0.5
             found = prune_network(
-                str(vit), "toy", tmp_path / "run", speedup=1.3, max_drop=0.9, target=INT8.target.name, images=64
+                str(vit), "toy", tmp_path / "run", speedup=1.3, max_drop=0.9, **{**HOW, "target": INT8.target.name}
             )
     assert found["val_acc"]["before"] == wanted and found["before"]["acc"] is not None
 
@@ -204,7 +206,18 @@ def test_weights_that_are_no_numbers_are_named(vit: Path, tmp_path: Path) -> Non
     name = next(name for name in weights if name.endswith("mlp.fc1.weight"))
     weights[name][0, :2] = torch.tensor([float("nan"), float("inf")])
     path = saved(tmp_path / "nan.safetensors", weights)
+    with pytest.raises(InputError, match=rf"{name} holds NaN or infinity"):
+        prune_network(str(path), "toy", tmp_path / "run", speedup=2, **HOW)
+    network = ARCH.build()
+    network.load_state_dict(weights)
     with pytest.raises(InputError, match=rf"2 of the \d+ values of the network's {name} are NaN or infinite"):
+        compress.prune(network, compress.Macs(), 1.0, [toy(8).tensors("train").tensors[0]])
+
+
+def test_a_network_without_attention_is_refused(tmp_path: Path) -> None:
+    arch = Arch(32, 3, (Stem(16), MB4D(), Head(4)))
+    path = saved(tmp_path / "conv.safetensors", dict(arch.build().state_dict()), arch)
+    with pytest.raises(InputError, match="cannot be pruned: it takes a plain ViT, whose blocks of attention"):
         prune_network(str(path), "toy", tmp_path / "run", speedup=2, **HOW)
 
 

