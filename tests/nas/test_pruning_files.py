@@ -42,6 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, An
         yield nas("prune", folder / "vit.safetensors", *flags, "--out", folder / "run"), folder / "run"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_file_is_checked_and_timed_and_holds_the_budget(run: tuple[dict[str, Any], Path]) -> None:
     found, out = run
     assert found["onnx"] == found["onnx_timed"] == str(out / "model.onnx")
@@ -56,6 +58,8 @@ def test_the_file_is_checked_and_timed_and_holds_the_budget(run: tuple[dict[str,
     assert json.loads((out / "summary.json").read_text()) == found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_rivals_stand_beside_the_result(run: tuple[dict[str, Any], Path]) -> None:
     found, _ = run
     rows = {row["name"]: row for row in found["baselines"]}
@@ -65,10 +69,12 @@ def test_rivals_stand_beside_the_result(run: tuple[dict[str, Any], Path]) -> Non
         assert {key: rows[name][key] for key in ("params", "macs", "acc")} == {
             key: figures[key] for key in ("params", "macs", "acc")
         }
-    assert all(row["measured_ms"] > 0 or row["note"].startswith("not available") for row in rows.values())
+    assert all((row["measured_ms"] is None) == row["note"].startswith("not available") for row in rows.values())
     assert rows["int8"]["measured_ms"] > 0, "the file in int8 is timed on the target"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_tables_and_report_say_what_the_summary_does(
     run: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
