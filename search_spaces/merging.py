@@ -59,10 +59,11 @@ def merge(x: Tensor, sizes: Tensor | None, prefix: int, found: Match) -> tuple[T
     sizes = torch.ones(x.shape[:2], device=x.device) if sizes is None else sizes
     leading = torch.arange(prefix, device=x.device).expand(len(x), -1)
     stay, merged = torch.cat([leading, prefix + 2 * found.stay], 1), prefix + 2 * found.merged
-    second, counts, more = x[:, prefix + 1 :: 2], sizes[:, prefix + 1 :: 2], sizes.gather(1, merged)
+    second = torch.arange(prefix + 1, x.shape[1], 2, device=x.device)
+    counts, more = sizes.index_select(1, second), sizes.gather(1, merged)
     total = counts.scatter_add(1, found.into, more)
     into = found.into[..., None].expand(-1, -1, x.shape[2])
-    sums = (second * counts[..., None]).scatter_add(1, into, take(x, merged) * more[..., None])
+    sums = (x.index_select(1, second) * counts[..., None]).scatter_add(1, into, take(x, merged) * more[..., None])
     joined = (sums / total[..., None]).to(x.dtype)
     return torch.cat([take(x, stay), joined], 1), torch.cat([sizes.gather(1, stay), total], 1)
 
