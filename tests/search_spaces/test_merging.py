@@ -349,6 +349,7 @@ MERGE, FUSE = (TokenPrune(40, rest=rest) for rest in ("merged", "fused"))
         ((PLAIN, TokenPrune(39, rest="fused"), CUT), "groups need every token"),
         ((PLAIN, FUSE, PLAIN, TokenPrune(20), PLAIN), "rest must be the same"),
         ((PLAIN, MERGE, PLAIN, TokenPrune(20, rest="fused"), PLAIN), "rest must be the same"),
+        ((PLAIN, TokenPrune(64, rest="merged"), Position(), PLAIN), "table needs every token"),
         ((PLAIN, MERGE, MERGE, PLAIN), "pruned after a block whose attention"),
     ],
 )
