@@ -39,15 +39,15 @@ class Match:
     stay: Tensor  # (B, a - r) the others of the first set, in order
 
 
-def match(keys: Tensor, fewer: int) -> Match:
-    """Bipartite soft matching of patches by their keys (B, n, d), so that `fewer` are left, at most n // 2 (ToMe, section 3.1)."""
+def match(keys: Tensor, merged: int) -> Match:
+    """Bipartite soft matching of patches by their keys (B, n, d), of which `merged`, at most n // 2, go into others (ToMe, section 3.1)."""
     unit = F.normalize(keys.detach(), dim=-1)  # what is merged with what has no gradient
     similarity = unit[:, ::2] @ unit[:, 1::2].transpose(-2, -1)
     best, nearest = similarity.max(-1)
     order = best.argsort(dim=-1, descending=True)
-    merged = order[:, :fewer]
+    gone = order[:, :merged]
     # In order: by how alike they are, a hair of rounding would change which are in even places at the next location.
-    return Match(similarity, merged, nearest.gather(1, merged), order[:, fewer:].sort(dim=-1).values)
+    return Match(similarity, gone, nearest.gather(1, gone), order[:, merged:].sort(dim=-1).values)
 
 
 def merge(x: Tensor, sizes: Tensor | None, prefix: int, found: Match) -> tuple[Tensor, Tensor]:
@@ -59,10 +59,11 @@ def merge(x: Tensor, sizes: Tensor | None, prefix: int, found: Match) -> tuple[T
     sizes = torch.ones(x.shape[:2], device=x.device) if sizes is None else sizes
     leading = torch.arange(prefix, device=x.device).expand(len(x), -1)
     stay, merged = torch.cat([leading, prefix + 2 * found.stay], 1), prefix + 2 * found.merged
-    second, counts, more = x[:, prefix + 1 :: 2], sizes[:, prefix + 1 :: 2], sizes.gather(1, merged)
+    second = torch.arange(prefix + 1, x.shape[1], 2, device=x.device)
+    counts, more = sizes.index_select(1, second), sizes.gather(1, merged)
     total = counts.scatter_add(1, found.into, more)
     into = found.into[..., None].expand(-1, -1, x.shape[2])
-    sums = (second * counts[..., None]).scatter_add(1, into, take(x, merged) * more[..., None])
+    sums = (x.index_select(1, second) * counts[..., None]).scatter_add(1, into, take(x, merged) * more[..., None])
     joined = (sums / total[..., None]).to(x.dtype)
     return torch.cat([take(x, stay), joined], 1), torch.cat([sizes.gather(1, stay), total], 1)
 
