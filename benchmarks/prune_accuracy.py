@@ -29,6 +29,7 @@ from torch_pruned import library
 from nas.evaluate import correct
 from nas.files import atomic_path, write_json
 from nas.progress import say
+from nas.pruning import PARTS
 from nas.pruning.job import job_of
 from nas.runs import Run
 from nas.timing import ROUNDS
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/prune_accuracy.json"))
     given = parser.parse_args()
     library()
-    source = Source(job_of(given.model, given.data, None, given.target, None, given.images, 0, foreign=False))
+    source = Source(job_of(given.model, given.data, None, given.target, None, given.images, PARTS, 0, foreign=False))
     picks = chosen(source, given)
     done = dict(every(source, picks, given))
     hits = {pick: one["hits"] for pick, one in done.items()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.files import read_json, write_json
+from nas.pruning import PARTS
 from nas.pruning.job import Job, job_of
 from nas.tables import timed
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/prune_budgets"), help="folder of what is done")
     parser.add_argument("--out", type=Path, default=Path("results/prune_budgets.json"))
     given = parser.parse_args()
-    job = job_of(given.model, given.data, None, given.target, None, given.images, given.seed, foreign=False)
+    job = job_of(given.model, given.data, None, given.target, None, given.images, PARTS, given.seed, foreign=False)
     dense = dense_ms(job, given.work / "dense_ms.json")
     found = [pruned(share, share * dense, given) for share in given.shares]
     held = [one for one in found if one["exit_code"] == DONE]

@@ -3,7 +3,7 @@
     python benchmarks/prune_calibration.py --out results/prune_calibration.json
 
 A fresh process prunes the network (random weights, as time does not depend on them) with `compress.prune` to `--share` of its
-multiply-accumulates, on random images of 224 pixels. `seconds` leaves out starting Python; `stages` says after how many seconds each step began; `peak_mb` is
+multiply-accumulates, on random images of 224 pixels. `seconds` leaves out starting Python, `cpu_seconds` sums what its threads worked; `stages` says when each step began; `peak_mb` is
 the process's largest resident set (10^6 bytes), `before_mb` that with the network and the images, before pruning. `--profile` prints in which functions the time went.
 """
 
@@ -43,15 +43,17 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
     network = fresh_network(vit(HEADS[given.size]), given.seed).eval()
     images = torch.cat([network.arch.example(BATCH, seed=i) for i in range(-(-given.images // BATCH))])[: given.images]
     cost, before, stages = Macs(), peak_mb(), []
-    started = time.perf_counter()
+    started, working = time.perf_counter(), time.process_time()
 
     def note(what: str) -> None:
-        stages.append({"stage": what, "at_s": time.perf_counter() - started, "peak_mb": peak_mb()})
+        at, worked = time.perf_counter() - started, time.process_time() - working
+        stages.append({"stage": what, "at_s": at, "cpu_s": worked, "peak_mb": peak_mb()})
 
     found = prune(network, cost, given.share * cost.total(network.arch), images.split(BATCH), progress=note)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - working
     left = found.cost / found.dense_cost
-    return {"seconds": seconds, "before_mb": before, "peak_mb": peak_mb(), "macs_left": left, "stages": stages}
+    figures = {"seconds": seconds, "cpu_seconds": worked, "before_mb": before, "peak_mb": peak_mb()}
+    return {**figures, "macs_left": left, "frame": found.frame.label, "stages": stages}
 
 
 def profiled(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -77,8 +77,9 @@ class Choice:
             say(f"{way}: none of its networks takes {share:.0%} of the dense network's time; it is left out there")
 
     def _tighten(self, share: float, seed: int, limit: float) -> None:
+        before = self.ours.get((share, seed))
         self.limits[share, seed] = limit
-        self.ours[share, seed] = self.source.prunable(seed).within(limit)
+        self.ours[share, seed] = self.source.prunable(seed).within(limit, None if before is None else before.frame)
 
     def archs(self) -> dict[Pick, Arch]:
         """What is chosen now."""

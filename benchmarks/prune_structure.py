@@ -2,9 +2,9 @@
 
     python benchmarks/prune_structure.py --out results/prune_structure.json
 
-A network of DeiT-S's shape loses heads, widths of queries and values, and neurons, but no blocks or tokens, until it has a given number
-of times fewer multiply-accumulates: ours by `compress.prune` under milliseconds of the target's table, which is measured first where it
-is missing; Torch-Pruning's (timm's deit_small_patch16_224) with its documented call, once with channels of every head removed, once
+A network of DeiT-S's shape loses heads, widths of queries and values, neurons, and channels of its embedding, but no blocks, patches or pixels, until
+it has a given number of times fewer multiply-accumulates: ours by `compress.prune` under milliseconds of the target's table, which is measured first
+where it is missing (`blocks alone`: the embedding stays as wide as it is); Torch-Pruning's (timm's deit_small_patch16_224) with its documented call, once with channels of every head removed, once
 with whole heads. Weights and images are random. On ONNX Runtime all are exported alike; eager, Torch-Pruning's are timm's modules as
 its users run them. All are timed in one interleaved run. `efficiency` is the speed-up over the library's own dense network over the ratio of
 multiply-accumulates: 1 says that every one saved is time saved; median, p10 and p90 over the rounds. `possible` is the best that any choice of sizes
@@ -47,13 +47,15 @@ from nas.visits import Visit
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.blocks.residual import hidden_width
-from search_spaces.spaces.remains import Remains, key_widths, neurons, widths
+from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
+from search_spaces.spaces.remains import Remains, key_widths, neurons, sizes_in, widths
 from search_spaces.states import Tokens
 from search_spaces.zoo.vit import HEADS, vit
 
+PARTS = ("heads", "queries", "values", "neurons", "width")
 TARGETS = ("cpu-ort-fp32-b1-t1", "cpu-ort-fp32-b8-t1", "cpu-eager-fp32-b1-t2", "cpu-eager-fp32-b8-t2")
-NEAR = 0.01  # share by which a ratio of multiply-accumulates may miss what is asked for
-TRIES = 8  # budgets for that
+NEAR = 0.02  # share by which a ratio of multiply-accumulates may miss what is asked for
+TRIES = 4  # budgets for that
 GAIN = 6.0  # that queries and keys are larger by than a fresh network's, so that attention depends on the image
 WAYS = {"Torch-Pruning, channels": False, "Torch-Pruning, heads": True}
 
@@ -100,48 +102,42 @@ def dense_network(size: str, seed: int) -> Network:
     return network
 
 
-def at_ratio(prunable: Prunable, ratio: float) -> Pruned:
-    """What is left of the network under the budget in milliseconds at which it has `ratio` times fewer multiply-accumulates."""
+def at_ratio(prunable: Prunable, ratio: float, frame: Frame | None) -> Pruned:
+    """What is left of the network, in a frame or in any, under the budget at which it has `ratio` times fewer multiply-accumulates."""
     dense = prunable.dense.arch
-    wanted, low, high = macs(dense) / ratio, 0.0, prunable.cost.total(dense)
+    wanted, budget = macs(dense) / ratio, prunable.cost.total(dense) / ratio
     found: list[Pruned] = []
-    budget = high / ratio
     for _ in range(TRIES):
-        found.append(prunable.within(budget))
+        found.append(prunable.within(budget, frame))
         miss = macs(found[-1].arch) / wanted
         if abs(miss - 1) <= NEAR:
             break
-        low, high = (low, budget) if miss > 1 else (budget, high)
-        budget = budget / miss if low < budget / miss < high else (low + high) / 2
+        budget /= miss
     return min(found, key=lambda one: abs(macs(one.arch) / wanted - 1))
 
 
-def sizes_of(spec: MB3D, channels: int) -> tuple[list[MB3D], list[MB3D]]:
-    """Every form of a block's attention, and every number of its neurons, the rest as it is."""
-    shapes = product(range(1, spec.heads + 1), key_widths(spec), widths(spec.value_dim))
-    attention = [replace(spec, heads=heads, key_dim=key, value_dim=value) for heads, key, value in shapes]
-    return attention, [replace(spec, ratio=n / channels) for n in neurons(hidden_width(channels, spec.ratio))]
-
-
-def possible(dense: Arch, ms: Milliseconds, ratio: float) -> float:
-    """The best efficiency that sizes with `ratio` times fewer multiply-accumulates reach by the table, whatever they lose."""
-    work, groups = Macs(), []
-    fixed_work, fixed_ms = work.total(dense), ms.total(dense)
-    for position, (spec, state) in enumerate(dense.steps()):
-        if isinstance(spec, MB3D):
-            whole_work, whole_ms = work.block(spec, state), ms.block(spec, state)
-            fixed_work, fixed_ms = fixed_work - whole_work, fixed_ms - whole_ms
-            for number, forms in enumerate(sizes_of(spec, state.channels)):  # of the second group, what they differ by
-                costs = np.array([work.block(one, state) - number * whole_work for one in forms])
-                groups.append(
-                    Group(position, costs, np.array([ms.block(one, state) - number * whole_ms for one in forms]))
-                )
-    picks = solve(groups, {}, work.total(dense) / ratio - fixed_work)
-    assert picks is not None
+def possible(dense: Arch, ms: Milliseconds, ratio: float, frame: Frame) -> float:
+    """The best efficiency that sizes with `ratio` times fewer multiply-accumulates reach in a frame by the table, whatever they lose."""
+    arch, work, groups = in_frame(dense, frame), Macs(), []
+    left_work, left_ms = work.total(arch), ms.total(arch)
+    for number, place in enumerate(attention_blocks(arch)):
+        spec, state, sizes = arch.blocks[place], arch.states[place], sizes_in(dense, number, frame, PARTS)
+        assert isinstance(spec, MB3D) and isinstance(state, Tokens)
+        whole_work, whole_ms = work.block(spec, state), ms.block(spec, state)
+        left_work, left_ms = left_work - whole_work, left_ms - whole_ms
+        shapes = product(sizes.heads, sizes.key_dims, sizes.value_dims)
+        forms = [replace(spec, heads=heads, key_dim=key, value_dim=value) for heads, key, value in shapes]
+        fewer = [replace(spec, ratio=count / state.channels) for count in sizes.hidden]
+        for kind, base_work, base_ms in ((forms, 0.0, 0.0), (fewer, whole_work, whole_ms)):
+            costs = np.array([work.block(one, state) - base_work for one in kind])
+            groups.append(Group(place, costs, np.array([ms.block(one, state) - base_ms for one in kind])))
+    picks = solve(groups, {}, work.total(dense) / ratio - left_work)
+    if picks is None:
+        return 0.0
     for group, pick in zip(groups, picks, strict=True):
         assert pick is not None  # no block may go
-        fixed_work, fixed_ms = fixed_work + group.costs[pick], fixed_ms + group.losses[pick]
-    return float(ms.total(dense) / fixed_ms / (work.total(dense) / fixed_work))
+        left_work, left_ms = left_work + group.costs[pick], left_ms + group.losses[pick]
+    return float(ms.total(dense) / left_ms / (work.total(dense) / left_work))
 
 
 def rows_of(dense: Arch, ms: Milliseconds) -> dict[str, Any]:
@@ -200,11 +196,12 @@ def on_target(
 ) -> dict[str, Any]:
     """All figures of one target; `works` are the rivals' multiply-accumulates, by name."""
     dense = network.arch
-    table = measure_table(Remains(dense), target, given.tables, minutes=given.minutes, resume=True)
-    ms = Milliseconds(table)
+    table = measure_table(Remains(dense, PARTS), target, given.tables, minutes=given.minutes, resume=True)
+    ms, whole = Milliseconds(table), whole_frame(dense)
     images = dense.example(given.images)
-    prunable = replace(prepare(network, ms, [images], progress=lambda what: say(f"{target.name}: {what}")), without={})
-    ours = {f"ours {ratio}": at_ratio(prunable, ratio) for ratio in given.ratios}
+    prunable = prepare(network, ms, [images], parts=PARTS, progress=lambda what: say(f"{target.name}: {what}"))
+    ours = {f"ours, blocks alone {ratio}": at_ratio(prunable, ratio, whole) for ratio in given.ratios}
+    ours |= {f"ours {ratio}": at_ratio(prunable, ratio, None) for ratio in given.ratios}
     archs = {"ours dense": dense, **{name: found.arch for name, found in ours.items()}}
     visits = time_opened(
         sessions_of(archs, rivals, target, dense.image_size),
@@ -229,7 +226,12 @@ def on_target(
     for name, found in ours.items():
         networks[name] |= {
             "predicted_efficiency": found.dense_cost / found.cost / networks[name]["macs_ratio"],
-            "possible": possible(dense, ms, networks[name]["macs_ratio"]),
+            "possible": max(
+                possible(dense, ms, networks[name]["macs_ratio"], frame)
+                for frame in frames(dense, PARTS)
+                if "alone" not in name or frame == whole
+            ),
+            "frame": found.frame.label,
             "blocks": [spec.label for spec in found.arch.blocks if isinstance(spec, MB3D)],
         }
     print(

@@ -17,6 +17,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, BlockSpec, TokenPrune
 from search_spaces.blocks.residual import gates
 from search_spaces.blocks.token_prune import TokenPruneModule
+from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import neurons
 from search_spaces.states import Tokens
 from search_spaces.tokens import Kept
@@ -58,7 +59,8 @@ def torch_pruning(source: Source, share: float, seed: int) -> Network:
 
 def uniform(source: Source, share: float, seed: int) -> Network:
     """Every block alike: the same share of heads and neurons, which ones and what takes over for the others as in ours."""
-    return built(*source.prunable(seed).dense.shrunk({**alike(source.arch, share)}))
+    dense = source.prunable(seed).dense
+    return built(*dense.shrunk(alike(source.arch, share), dense.framed(whole_frame(source.arch))))
 
 
 def magnitude(source: Source, share: float, seed: int) -> Network:
