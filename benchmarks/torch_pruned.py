@@ -1,0 +1,165 @@
+"""What a user of Torch-Pruning gets of a ViT, to compare with: timm's model, pruned by the library's documented call, as Arch and weights."""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from compress import from_module
+from nas.cost import macs
+from search_spaces.arch import Network
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch
+from search_spaces.errors import InputError
+from search_spaces.zoo.released import Entry
+from search_spaces.zoo.vit import FAMILY
+
+__all__ = ["TorchPruned", "at_macs", "library", "pruned", "twin"]
+
+ROUND_TO = 8  # channels, as the library's README recommends
+CLOSE = 1e-4  # logits of a model and its twin, relative to the largest
+BISECTIONS = 12
+
+
+@dataclass(frozen=True)
+class TorchPruned:
+    """A pruned model, as its users have it, and as a network of ours with the same logits."""
+
+    model: VisionTransformer
+    network: Network
+
+
+def library() -> Any:
+    """The package `torch_pruning`.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise InputError("this benchmark compares with Torch-Pruning; pip install torch-pruning") from error
+    return torch_pruning
+
+
+@torch.no_grad()
+def twin(network: Network) -> VisionTransformer:
+    """The plain ViT as timm's model, with the same logits.
+
+    Raises:
+        InputError: it is none that timm's constructor makes.
+    """
+    blocks = [spec for spec in network.arch.blocks if isinstance(spec, MB3D)]
+    patch, head = network.arch.blocks[0], network.arch.blocks[-1]
+    if not isinstance(patch, Patch) or not isinstance(head, Head) or len({*blocks}) != 1:
+        raise InputError(f"network {network.arch.id} is no ViT of equal blocks between patches and a head")
+    prefix = sum(isinstance(spec, ClassToken) for spec in network.arch.blocks)
+    model = VisionTransformer(
+        network.arch.image_size,
+        patch.size,
+        network.arch.channels,
+        network.arch.classes,
+        global_pool="token" if head.pool == "token" else "avg",
+        embed_dim=patch.width,
+        depth=len(blocks),
+        num_heads=blocks[0].heads,
+        mlp_ratio=blocks[0].ratio,
+        init_values=1.0 if blocks[0].residual == "layer_scale" else None,
+        class_token=prefix > 0,
+        fc_norm=head.mean_first,
+        norm_layer=partial(nn.LayerNorm, eps=blocks[0].eps),
+    ).eval()
+    naming, ours = next(FAMILY.namings(network.arch)), network.state_dict()
+    try:
+        model.load_state_dict({name: _released(entry, ours[entry.place]) for name, entry in naming.items()})
+    except RuntimeError as error:
+        raise InputError(f"network {network.arch.id} has parts that its twin in timm lacks") from error
+    images = network.arch.example(2)
+    wanted, found = network.eval()(images), model(images)
+    if (found - wanted).abs().max() > CLOSE * wanted.abs().max():
+        raise InputError(f"network {network.arch.id} computes something else than its twin in timm")
+    return model
+
+
+def _released(entry: Entry, ours: Tensor) -> Tensor:
+    """An entry as timm has it: the inverse of `Entry.write`."""
+    own = ours if entry.rows is None else ours[entry.rows[0] : entry.rows[1]]
+    value = own / entry.scale if entry.scale != 1 else own
+    if entry.heads:
+        value = value.reshape(entry.heads, 3, -1, *own.shape[1:]).transpose(0, 1).reshape(own.shape)
+    return value.reshape((1,) * entry.lead + own.shape)
+
+
+def pruned(
+    model: VisionTransformer,
+    ratio: float,
+    *,
+    whole_heads: bool = False,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> TorchPruned:
+    """A pruned copy of the model: its width, MLPs, and attention all lose `ratio` of their channels, each block alike.
+
+    Args:
+        model: timm's.
+        ratio: of the channels, from 0 to 1.
+        whole_heads: attention loses heads, not channels of every head.
+        batches: images and labels of which the library's Taylor importance takes gradients; without them it goes by magnitude.
+
+    Raises:
+        InputError: the library is not installed.
+    """
+    tp, left = library(), copy.deepcopy(model)
+    attentions = [part for part in left.modules() if isinstance(part, Attention)]
+    by = tp.importance.GroupMagnitudeImportance(p=2) if batches is None else tp.importance.GroupTaylorImportance()
+    with (
+        warnings.catch_warnings()
+    ):  # that the class token and the positions are pruned with the width, as they should be
+        warnings.filterwarnings("ignore", message="Unwrapped parameters")
+        pruner = tp.pruner.BasePruner(
+            left,
+            torch.randn(1, 3, *left.patch_embed.img_size),
+            importance=by,
+            pruning_ratio=ratio,
+            ignored_layers=[left.head],
+            num_heads={part.qkv: part.num_heads for part in attentions},
+            prune_num_heads=whole_heads,
+            prune_head_dims=not whole_heads,
+            head_pruning_ratio=ratio if whole_heads else 0.0,
+            round_to=ROUND_TO,
+            in_channel_groups={},  # the library's defaults are shared by all pruners of a process
+            out_channel_groups={},
+        )
+    for images, labels in batches or ():
+        F.cross_entropy(left(images), labels).backward()
+    pruner.step()
+    for part in attentions:
+        part.num_heads = pruner.num_heads[part.qkv]
+        part.attn_dim = part.qkv.out_features // 3
+        part.head_dim = part.attn_dim // part.num_heads
+        part.scale = part.head_dim**-0.5
+    arch, weights = from_module(left)
+    network = arch.build()
+    network.load_state_dict(weights)
+    left.zero_grad()
+    return TorchPruned(left.requires_grad_(False), network.eval())
+
+
+def at_macs(model: VisionTransformer, wanted: float, *, whole_heads: bool = False) -> tuple[TorchPruned, float]:
+    """The pruned copy whose multiply-accumulates are nearest to `wanted`, and its ratio of channels."""
+    low, high = 0.0, 1.0
+    found: list[tuple[float, TorchPruned, float]] = []
+    for _ in range(BISECTIONS):
+        ratio = (low + high) / 2
+        one = pruned(model, ratio, whole_heads=whole_heads)
+        work = macs(one.network.arch)
+        found.append((abs(work / wanted - 1), one, ratio))
+        low, high = (ratio, high) if work > wanted else (low, ratio)
+    _, best, ratio = min(found, key=lambda one: one[0])
+    return best, ratio
