@@ -9,7 +9,7 @@ from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePat
 
 __all__ = ["prune"]
 
-MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
+MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
 
 
 def prune(
