@@ -31,16 +31,20 @@ ROOT = Path(__file__).parents[2]
 FLAGS = ("--data", "toy", "--epochs", "2", "--batch-size", "32", "--lr", "1e-3", "--ema", "0.8", "--json")
 
 
-def run(folder: Path, count: int, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """What `nas` printed, by so many processes."""
+def run(folder: Path, count: int, *words: str, code: int = 0) -> tuple[str, str]:
+    """What `nas` printed on stdout and stderr, by so many processes."""
     script = folder / "started.py"
     script.write_text(textwrap.dedent(SCRIPT))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    command = [sys.executable, *launch, str(script), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}  # the script lies elsewhere
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150, env=env)
-    assert (found.returncode != 0) == bool(code), found.stderr
-    return found
+    command = [sys.executable, *launch, str(script), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            told = process.communicate(timeout=200)
+        finally:
+            process.terminate()  # and torchrun ends its processes, which a kill would leave
+    assert (process.returncode != 0) == bool(code), told[1]
+    return told
 
 
 @pytest.mark.slow
@@ -51,7 +55,7 @@ def test_two_processes_train_one_network(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(arch.to_json())
     words = ("retrain", str(tmp_path / "a.json"), *FLAGS, "--out")
     one, two = (run(tmp_path, count, *words, str(tmp_path / str(count))) for count in (1, 2))
-    told = json.loads(two.stdout)  # one object: the second process is silent
+    told = json.loads(two[0])  # one object: the second process is silent
     assert told["test_acc"] > 0.2 and Run.open(tmp_path / "2").summary is not None
     assert Run.open(tmp_path / "1").config == Run.open(tmp_path / "2").config
     assert {path.name for path in (tmp_path / "2").iterdir()} == {path.name for path in (tmp_path / "1").iterdir()}
@@ -59,11 +63,11 @@ def test_two_processes_train_one_network(kind: str, tmp_path: Path) -> None:
     if kind == "tokens":  # its gradients are means over images, whoever has them; batch norm is of a process's own
         for name, weight in alone.items():
             torch.testing.assert_close(together[name], weight, rtol=1e-3, atol=1e-4)
-    assert json.loads(one.stdout).keys() == told.keys()
+    assert json.loads(one[0]).keys() == told.keys()
     if kind == "tokens":
         again = run(tmp_path, 2, *words, str(tmp_path / "2"), "--resume")
-        assert json.loads(again.stdout) == told, "a run that is done is not trained again"
-        assert "already holds a run" in run(tmp_path, 2, *words, str(tmp_path / "2"), code=2).stderr
+        assert json.loads(again[0]) == told, "a run that is done is not trained again"
+        assert "already holds a run" in run(tmp_path, 2, *words, str(tmp_path / "2"), code=2)[1]
 
 
 def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
