@@ -29,8 +29,8 @@ class Step(NamedTuple):
 
     position: int
     loop: int | None
-    scored: bool
-    keyed: bool = False  # their keys, by which they are merged
+    scored: bool  # by which they are kept
+    keyed: bool = False  # or their keys, by which they are merged
 
 
 class Network(nn.Module):

@@ -39,15 +39,15 @@ class Match:
     stay: Tensor  # (B, a - r) the others of the first set, in order
 
 
-def match(keys: Tensor, fewer: int) -> Match:
-    """Bipartite soft matching of patches by their keys (B, n, d), so that `fewer` are left, at most n // 2 (ToMe, section 3.1)."""
+def match(keys: Tensor, merged: int) -> Match:
+    """Bipartite soft matching of patches by their keys (B, n, d), of which `merged`, at most n // 2, go into others (ToMe, section 3.1)."""
     unit = F.normalize(keys.detach(), dim=-1)  # what is merged with what has no gradient
     similarity = unit[:, ::2] @ unit[:, 1::2].transpose(-2, -1)
     best, nearest = similarity.max(-1)
     order = best.argsort(dim=-1, descending=True)
-    merged = order[:, :fewer]
+    gone = order[:, :merged]
     # In order: by how alike they are, a hair of rounding would change which are in even places at the next location.
-    return Match(similarity, merged, nearest.gather(1, merged), order[:, fewer:].sort(dim=-1).values)
+    return Match(similarity, gone, nearest.gather(1, gone), order[:, merged:].sort(dim=-1).values)
 
 
 def merge(x: Tensor, sizes: Tensor | None, prefix: int, found: Match) -> tuple[Tensor, Tensor]:

@@ -173,9 +173,7 @@ class TokenPrune(BlockSpec):
     def output(self, state: State) -> Tokens:
         source = self._input(state)
         does = self._does(source)
-        if does == "nothing":
-            return replace(source, scored_by=None)
-        fused, sized = does == "fused", does == "merged"
+        fused, sized = does == "fused", source.sized or does == "merged"
         count = source.prefix + self.keep + fused
         return replace(source, count=count, pruned=True, scored_by=None, fused=fused, sized=sized)
 

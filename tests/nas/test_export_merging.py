@@ -14,7 +14,7 @@ from nas.runtimes.onnxruntime import batch_of
 from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
 from search_spaces import InputError
-from tests.search_spaces.test_merging import KINDS, cut, fours
+from tests.search_spaces.test_merging import KINDS, fours, reduced
 from tests.search_spaces.test_token_prune import network
 
 
@@ -22,7 +22,7 @@ from tests.search_spaces.test_token_prune import network
 @pytest.mark.parametrize(("rest", "end"), [(rest, end) for rest in KINDS for end in ("class token", "mean")])
 def test_both_exporters_give_the_networks_logits(rest: str, end: str, batch: int, tmp_path: Path) -> None:
     """Dynamo's for users, and the fast one for timing."""
-    arch = cut(rest, end=end)
+    arch = reduced(rest, end=end)
     built, images = network(arch), arch.example(7)
     target = Target.parse(f"cpu-ort-fp32-b{batch}-t1")
     path = export_onnx(built, arch.example(batch), tmp_path / "a.onnx")
@@ -35,7 +35,7 @@ def test_both_exporters_give_the_networks_logits(rest: str, end: str, batch: int
 
 def test_files_merge_equal_patches_as_the_network_does(tmp_path: Path) -> None:
     """Of equal ones it is rounding that decides, and in this network it makes no difference."""
-    arch = cut("merged", (48, 40), place=False)
+    arch = reduced("merged", (48, 40), place=False)
     built = network(arch)
     path = export_onnx(built, arch.example(2), tmp_path / "a.onnx")
     assert check_onnx(path, built, fours(0), Target.parse("cpu-ort-fp32-b2-t1")).max_abs_diff <= 2e-5
@@ -55,7 +55,7 @@ def test_rounding_decides_between_patches_that_are_as_much_alike() -> None:
 
 @pytest.mark.parametrize("rest", KINDS)
 def test_the_commands_take_such_networks(rest: str, tmp_path: Path) -> None:
-    arch = cut(rest)
+    arch = reduced(rest)
     path = tmp_path / "arch.json"
     path.write_text(arch.to_json())
     found = CliRunner().invoke(app, ["describe", str(path), "--json"])

@@ -28,7 +28,7 @@ ENDS: dict[str, tuple[tuple[BlockSpec, ...], tuple[BlockSpec, ...]]] = {  # befo
 }
 
 
-def cut(rest: str, keeps: tuple[int, int] = (40, 25), end: str = "class token", place: bool = True) -> Arch:
+def reduced(rest: str, keeps: tuple[int, int] = (40, 25), end: str = "class token", place: bool = True) -> Arch:
     """64 patches, and two locations."""
     one, two = (TokenPrune(keep, rest=rest) for keep in keeps)
     before, behind = ENDS[end]
@@ -141,7 +141,7 @@ class Reference:
 @pytest.mark.parametrize("rest", KINDS)
 @torch.no_grad()
 def test_a_network_is_that_of_the_paper(rest: str, end: str) -> None:
-    arch = cut(rest, end=end)
+    arch = reduced(rest, end=end)
     built, images = network(arch, spread=2.0), arch.example(3)
     prefix = sum(spec.count for spec in arch.blocks if isinstance(spec, ClassToken))
     logits, chosen = run(built, images)
@@ -196,7 +196,7 @@ def dense_of(arch: Arch, built: Network) -> Network:
 @pytest.mark.parametrize("end", ENDS)
 def test_merging_equal_patches_changes_nothing(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fours of them become twos and then ones, which are looked at, and count, as four are."""
-    arch = cut("merged", (48, 40), end, place=False)
+    arch = reduced("merged", (48, 40), end, place=False)
     built, images = network(arch), fours(0)
     wanted = run(dense_of(arch, built), images)[0]
     logits, chosen = run(built, images)
@@ -209,7 +209,7 @@ def test_merging_equal_patches_changes_nothing(end: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("rest", KINDS)
 def test_keeping_all_is_the_dense_network(rest: str, end: str) -> None:
-    arch = cut(rest, (64, 64), end)
+    arch = reduced(rest, (64, 64), end)
     assert not any(isinstance(state, Tokens) and (state.fused or state.sized) for state in arch.states)
     built = network(arch)
     for images in (arch.example(3), arch.example(1)):
@@ -222,7 +222,7 @@ def test_keeping_all_is_the_dense_network(rest: str, end: str) -> None:
 
 @pytest.mark.parametrize("rest", KINDS)
 def test_images_are_by_themselves_and_training_is_as_inference(rest: str) -> None:
-    arch = cut(rest, end="mean")
+    arch = reduced(rest, end="mean")
     built, images = network(arch), arch.example(5)
     together, _ = run(built, images)
     alone = torch.cat([run(built, image)[0] for image in images.split(1)])
@@ -233,7 +233,7 @@ def test_images_are_by_themselves_and_training_is_as_inference(rest: str) -> Non
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("rest", KINDS)
 def test_gradients_reach_all_weights(rest: str, end: str) -> None:
-    arch = cut(rest, end=end)
+    arch = reduced(rest, end=end)
     built = network(arch).train()
     built(arch.example(4)).square().sum().backward()
     for name, weight in built.named_parameters():
@@ -253,7 +253,7 @@ def test_what_is_fused_tells_the_scores_their_worth() -> None:
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("rest", KINDS)
 def test_half_precision_runs_whole_and_mixed(rest: str, end: str) -> None:
-    arch = cut(rest, end=end)
+    arch = reduced(rest, end=end)
     built, images = network(arch, spread=1.0), arch.example(3)
     with torch.autocast("cpu", torch.bfloat16):
         logits = built.train()(images)
@@ -277,7 +277,7 @@ def test_keys_are_in_the_order_of_the_patches_however_they_were_grouped(cuts: tu
 
 
 def test_costs_count_the_fused_token_and_the_products_of_keys() -> None:
-    fused, merged = cut("fused"), cut("merged")
+    fused, merged = reduced("fused"), reduced("merged")
     dropped = replace(
         fused, blocks=tuple(replace(s, rest="dropped") if isinstance(s, TokenPrune) else s for s in fused.blocks)
     )
@@ -297,26 +297,26 @@ def test_costs_count_the_fused_token_and_the_products_of_keys() -> None:
         "head@27[c=16,classes=4,heads=1,token=1,kept=1]",
     }
     assert "token_prune@65[c=16,heads=2,v=8]" in {row.key for row in dropped.rows}  # as before there was anything else
-    means = [cut(rest, end="mean").rows[-1].key for rest in KINDS]
+    means = [reduced(rest, end="mean").rows[-1].key for rest in KINDS]
     assert means == [f"head@{n}[c=16,classes=4,heads=1,kept=1,{dim}=1]" for n, dim in ((26, "fused"), (25, "sized"))]
-    assert [row.op for row in cut("merged", (64, 64)).rows].count("token_prune") == 0  # nothing is done there
+    assert [row.op for row in reduced("merged", (64, 64)).rows].count("token_prune") == 0  # nothing is done there
 
 
 @pytest.mark.parametrize("rest", KINDS)
 def test_networks_at_other_sizes_and_numbers_do_the_same(rest: str) -> None:
-    arch = cut(rest)
+    arch = reduced(rest)
     assert Arch.from_json(arch.to_json()) == arch
     assert all(
         (spec.rest == rest) == ("rest" in arch.to_json()) for spec in arch.blocks if isinstance(spec, TokenPrune)
     )
-    assert "rest" not in cut("dropped").to_json()
-    assert arch.keeping((50, 30)) == cut(rest, (50, 30)) and arch.keeping() == arch.keeping(adaptive=False) == arch
+    assert "rest" not in reduced("dropped").to_json()
+    assert arch.keeping((50, 30)) == reduced(rest, (50, 30)) and arch.keeping() == arch.keeping(adaptive=False) == arch
     assert [arch.at(64).blocks[place].keep for place in arch.locations] == [160, 100]
     assert arch.at(64).at(32) == arch and arch.at(64).rest == rest
 
 
 def test_at_sizes_of_odd_grids_no_more_than_half_are_merged() -> None:
-    odd = cut("merged", (32, 16)).at(28)  # of 49, shares of .5 and .25 are 24 and 12
+    odd = reduced("merged", (32, 16)).at(28)  # of 49, shares of .5 and .25 are 24 and 12
     assert [odd.blocks[place].keep for place in odd.locations] == [25, 13]
     assert run(odd.build().eval(), odd.example(2))[0].shape == (2, 4)
 
@@ -349,6 +349,7 @@ MERGE, FUSE = (TokenPrune(40, rest=rest) for rest in ("merged", "fused"))
         ((PLAIN, TokenPrune(39, rest="fused"), CUT), "groups need every token"),
         ((PLAIN, FUSE, PLAIN, TokenPrune(20), PLAIN), "rest must be the same"),
         ((PLAIN, MERGE, PLAIN, TokenPrune(20, rest="fused"), PLAIN), "rest must be the same"),
+        ((PLAIN, TokenPrune(64, rest="merged"), Position(), PLAIN), "table needs every token"),
         ((PLAIN, MERGE, MERGE, PLAIN), "pruned after a block whose attention"),
     ],
 )
@@ -359,7 +360,7 @@ def test_networks_that_cannot_run_are_refused(blocks: tuple[BlockSpec, ...], mes
 
 @pytest.mark.parametrize("rest", KINDS)
 def test_thresholds_are_for_dropped_patches(rest: str) -> None:
-    arch = cut(rest)
+    arch = reduced(rest)
     with pytest.raises(
         InputError, match=f"are {rest}, in fixed numbers, and thresholds are for dropped ones; train it without"
     ):
