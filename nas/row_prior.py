@@ -46,7 +46,7 @@ class Strengths:
         return out
 
 
-USUAL = Strengths(source=0.18, source_kind=0.16, kind=0.15, place=0.0, near=0.11, shape=0.27, row=0.15, constant=0.29)
+USUAL = Strengths(source=0.18, source_kind=0.16, kind=0.11, place=0.0, near=0.11, shape=0.27, row=0.15, constant=0.29)
 
 
 def _strengths(factors: float, constant: float, kind: float, place: float) -> Strengths:
