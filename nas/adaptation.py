@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nas.calibration import banded
 from nas.latency import LatencyTable
 from nas.plan import CALIBRATION_STREAM, USE_STREAM, draw, rows_to_time
-from nas.row_prior import EVERY, EXTRA, USUAL, Likeness, Prices, Prior
+from nas.row_prior import EXTRA, USUAL, Likeness, Prices, Prior, every_strength
 from nas.table_file import Calibration, RowTime
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -50,7 +50,7 @@ def _fit(prices: Prices, likeness: Likeness, counts: Floats, ms: Floats, noise: 
     rest = 1 - relative @ prior.start
     covariances, squares = prior.covariances(relative), prior.squares()
     found, spread, density = [], [], []
-    for strengths in EVERY:
+    for strengths in every_strength(len(prices.ms)):
         gain = np.tensordot(strengths.variances, covariances, 1)  # (columns, networks)
         inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms)))
         found.append(prior.start + gain @ (inverse @ rest))

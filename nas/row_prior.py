@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from nas.latency import LatencyTable
 from search_spaces.arch import Arch
 
-__all__ = ["EVERY", "EXTRA", "USUAL", "Likeness", "Prices", "Prior", "Strengths"]
+__all__ = ["EXTRA", "USUAL", "Likeness", "Prices", "Prior", "Strengths", "every_strength"]
 
 EXTRA = 1  # columns behind the rows: a network as such
 OCTAVES = 2.0  # apart in shape, rows of a kind gain quite unequally
 APART = 3.0  # mean rows that a network as such may take, where a row may take a constant of one
+
+SHARES, CONSTANTS = (0.5, 1.0, 2.0), (0.4, 1.0, 2.5)  # times as strong as usual
 
 Floats = NDArray[np.float64]
 
@@ -59,9 +61,13 @@ def _strengths(factors: float, constant: float, kind: float, place: float) -> St
     )
 
 
-EVERY = tuple(
-    _strengths(*one) for one in product((0.5, 1.0, 2.0), (0.4, 1.0, 2.5), (0.03, 0.8), (0.0, 0.2))
-)  # a kind may gain much more than the tables tell, or hardly
+SEVERAL = tuple(_strengths(*one, USUAL.kind, USUAL.place) for one in product(SHARES, CONSTANTS))
+ONE = tuple(_strengths(*one) for one in product(SHARES, CONSTANTS, (0.03, 0.8), (0.0, 0.2)))
+
+
+def every_strength(tables: int) -> tuple[Strengths, ...]:
+    """Those to weigh against each other; one table does not tell whether kinds differ at all, or by far."""
+    return SEVERAL if tables > 1 else ONE
 
 
 @dataclass(frozen=True)
