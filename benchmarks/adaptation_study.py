@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 ROW_DEVIATION, TIMING_NOISE = 0.05, 0.01
 UNSEEN = 40
 LEFT_OUT_NOISE, LEFT_OUT_UNSEEN = 0.005, 200
+LEFT_OUT_FIRST_SEED = 200  # the figures of `nas.row_prior` were chosen with smaller ones, on these very tables
 FIRST_SEED = 100  # the figures of `nas.adaptation` were chosen with smaller ones
 DENSE = ("embed", "mb3d.attention", "mb3d.ffn", "mb3d.nll", "mb4d.depthwise", "mb4d.ffn", "stem")
 
@@ -162,7 +163,7 @@ def study_left_out(given: argparse.Namespace) -> dict[str, dict[str, dict[str, f
     out: dict[str, dict[str, dict[str, float]]] = {}
     for truth in tables:
         trials: dict[str, list[dict[str, float]]] = {}
-        for seed in range(FIRST_SEED, FIRST_SEED + given.seeds):
+        for seed in range(LEFT_OUT_FIRST_SEED, LEFT_OUT_FIRST_SEED + given.seeds):
             unseen = draw(truth.open_space(), LEFT_OUT_UNSEEN, seed, VALIDATION_STREAM)
             nearest, *others = by_likeness(truth, tables, unseen)
             ways = {

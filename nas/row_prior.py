@@ -103,6 +103,7 @@ def _filled(ms: Floats) -> Floats:
     has = ~np.isnan(ms)
     given = np.where(has, ms, 0.0)
     both = has & has[0]
+    assert both.any(1).all(), "tables of one space share rows"
     speed = (both * given[0]).sum(1) / (both * given).sum(1)
     mean = (speed[:, None] * given).sum(0) / has.sum(0)
     return np.where(has, ms, mean / speed[:, None])
