@@ -10,7 +10,6 @@ rather than the best strengths, their mean is taken, weighted by the density tha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from nas.calibration import banded
 from nas.latency import LatencyTable
 from nas.plan import CALIBRATION_STREAM, USE_STREAM, draw, rows_to_time
-from nas.row_prior import EXTRA, USUAL, Likeness, Prices, Prior
+from nas.row_prior import EXTRA, USUAL, Likeness, Prices, Prior, every_strength
 from nas.table_file import Calibration, RowTime
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -30,7 +29,6 @@ NETS = 20  # networks to time unless told
 FEWEST = 8  # below which the held-out errors say nothing
 POOL = 150  # networks of every cost, and as many drawn uniformly, whose predictions are to be good
 WIDE = 800  # of both, to choose from
-EVERY = tuple(USUAL.times(factors, constant) for factors, constant in product((0.4, 1.0, 2.5), repeat=2))
 LEAST_NOISE = 0.02  # of a network's time, however well it is measured: rows do not quite add up
 P10, P50_MAD = 1.2816, 0.6745  # of a normal distribution, in standard deviations
 
@@ -52,7 +50,7 @@ def _fit(prices: Prices, likeness: Likeness, counts: Floats, ms: Floats, noise: 
     rest = 1 - relative @ prior.start
     covariances, squares = prior.covariances(relative), prior.squares()
     found, spread, density = [], [], []
-    for strengths in EVERY:
+    for strengths in every_strength(len(prices.ms)):
         gain = np.tensordot(strengths.variances, covariances, 1)  # (columns, networks)
         inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms)))
         found.append(prior.start + gain @ (inverse @ rest))
@@ -138,7 +136,7 @@ def check_sources(sources: Sequence[LatencyTable], space: Measurable, thresholds
     lacking = [row for row in needed if not any(row.key in source.rows for source in sources)]
     if lacking:
         first, *others = sources
-        lack = f"{first.path.name} and {len(others)} others lack" if others else f"{first.path.name} lacks"
+        lack = f"{first.path.name} and {len(others)} more lack" if others else f"{first.path.name} lacks"
         known = ", ".join(map(str, sorted({count for source in sources for count in source.content.classes})))
         raise InputError(
             f"{lack} {len(lacking)} rows of {space.name} with {space.classes} classes, such as {lacking[0].key}; "

@@ -1,14 +1,15 @@
 """What a new target's rows may be, before any network is timed there: told by the tables of other targets.
 
-Each table is put at the new target's speed, and the mean of them is where all starts. From it rows may differ in six ways:
-they follow some tables more than others, all rows alike or kind by kind; kinds gain unequally, rows of like shape alike;
-rows of one shape, and each by itself, deviate; and operators cost a constant. One form has room for all: the covariance of
+Each table is put at the new target's speed, and the mean of them is where all starts. From it rows may differ: they follow
+some tables more than others, all rows alike or kind by kind; kinds gain unequally, as such, at a number of positions, or rows
+of like shape alike; rows of one shape, and each by itself, deviate; and operators cost a constant. One form has room for all: the covariance of
 two rows is the product of their amplitudes, times how alike they are. `benchmarks/adaptation_study.py` judges the figures.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from nas.latency import LatencyTable
 from search_spaces.arch import Arch
 
-__all__ = ["EXTRA", "USUAL", "Likeness", "Prices", "Prior", "Strengths"]
+__all__ = ["EXTRA", "USUAL", "Likeness", "Prices", "Prior", "Strengths", "every_strength"]
 
 EXTRA = 1  # columns behind the rows: a network as such
 OCTAVES = 2.0  # apart in shape, rows of a kind gain quite unequally
 APART = 3.0  # mean rows that a network as such may take, where a row may take a constant of one
+
+SHARES, CONSTANTS = (0.5, 1.0, 2.0), (0.4, 1.0, 2.5)  # times as strong as usual
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +34,8 @@ class Strengths:
 
     source: float  # of the weight of a table's difference from the mean of all
     source_kind: float  # of the same weight, a kind of row for itself
+    kind: float  # of the factor of a kind
+    place: float  # of the factor of a kind at one number of positions
     near: float  # of the factor of a kind, which rows of like shape share
     shape: float  # of the factor of one shape at all positions, times the root of its kind's rows: few are less alike
     row: float  # of a row's own factor, likewise
@@ -42,14 +47,27 @@ class Strengths:
         out: Floats = np.square([1.0, *astuple(self)])
         return out
 
-    def times(self, factors: float, constant: float) -> "Strengths":
-        """All that changes rows by a share of them `factors` as strong, what they cost besides `constant` as strong."""
-        *shares, cost = astuple(self)
-        times = [*(factors * share for share in shares), constant * cost]
-        return Strengths(*times)
+
+USUAL = Strengths(source=0.18, source_kind=0.16, kind=0.11, place=0.0, near=0.11, shape=0.27, row=0.15, constant=0.29)
 
 
-USUAL = Strengths(source=0.18, source_kind=0.16, near=0.11, shape=0.27, row=0.15, constant=0.29)
+def _strengths(factors: float, constant: float, kind: float, place: float) -> Strengths:
+    """The usual ones, shares of a row and the constant so many times as strong; the factors of a kind, and at a place, as told."""
+    return Strengths(
+        **{name: factors * share for name, share in asdict(USUAL).items() if name not in ("kind", "place", "constant")},
+        constant=constant * USUAL.constant,
+        kind=kind,
+        place=place,
+    )
+
+
+SEVERAL = tuple(_strengths(*one, USUAL.kind, USUAL.place) for one in product(SHARES, CONSTANTS))
+ONE = tuple(_strengths(*one) for one in product(SHARES, CONSTANTS, (0.03, 0.8), (0.0, 0.2)))
+
+
+def every_strength(tables: int) -> tuple[Strengths, ...]:
+    """Those to weigh against each other; one table does not tell whether kinds differ at all, or by far."""
+    return SEVERAL if tables > 1 else ONE
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,7 @@ def _filled(ms: Floats) -> Floats:
     has = ~np.isnan(ms)
     given = np.where(has, ms, 0.0)
     both = has & has[0]
+    assert both.any(1).all(), "tables of one space share rows"
     speed = (both * given[0]).sum(1) / (both * given).sum(1)
     mean = (speed[:, None] * given).sum(0) / has.sum(0)
     return np.where(has, ms, mean / speed[:, None])
@@ -95,6 +114,7 @@ class Likeness:
     """How alike columns are, each (columns, columns); a network as such is like no row."""
 
     kind: Floats  # 1 where they are of one kind
+    place: Floats  # of one kind, at equal positions
     near: Floats  # of one kind, the less the more octaves their shapes are apart
     shape: Floats  # of one kind and shape, whatever the positions
     row: Floats  # the same row
@@ -103,13 +123,15 @@ class Likeness:
     @staticmethod
     def of(keys: Sequence[str]) -> "Likeness":
         kinds = np.array([key.partition("@")[0] for key in keys])
+        places = np.array([key.partition("[")[0] for key in keys])
         shapes = np.array([re.sub(r"@\d+", "", key) for key in keys])
         kind = _same(kinds)
         few = kind / kind.sum(1)  # over the number of rows of the kind
         lengths = _octaves(keys)
         apart = np.square(lengths[:, None] - lengths).sum(2)
         near = kind * np.exp(-apart / (2 * OCTAVES**2))
-        alike = [np.pad(one, (0, EXTRA)) for one in (kind, near, few * _same(shapes), few * np.eye(len(keys)))]
+        rows = (kind, _same(places), near, few * _same(shapes), few * np.eye(len(keys)))
+        alike = [np.pad(one, (0, EXTRA)) for one in rows]
         constant = np.pad(1 + kind, (0, EXTRA))
         constant[-1, -1] = 1.0
         alike.append(constant)
@@ -154,6 +176,8 @@ class Prior:
             (rows, every),
             (differing, every),
             (differing, likeness.kind),
+            (rows, likeness.kind),
+            (rows, likeness.place),
             (rows, likeness.near),
             (rows, likeness.shape),
             (rows, likeness.row),
