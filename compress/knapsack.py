@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Group", "solve"]
+__all__ = ["Group", "lower_bound", "solve"]
 
 Floats = NDArray[np.float64]
+
+HIGHEST = 1e18  # price of cost, beyond which the cheapest choice is all that is left
+HALVINGS = 50  # of the interval that the price of cost is sought in
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,50 @@ def solve(groups: Sequence[Group], without: Mapping[int, float], limit: float) -
         out = group.block in gone and chosen[gone[group.block]] == 1
         picks.append(None if out else int(chosen[first[row] : first[row + 1]].argmax()))
     return picks
+
+
+def lower_bound(groups: Sequence[Group], without: Mapping[int, float], limit: float) -> float:
+    """What `solve` loses at least, without solving: the Lagrangian bound, which is that of the linear relaxation.
+
+    Args:
+        groups: as for `solve`, as are `without` and `limit`.
+        without: see there.
+        limit: see there.
+
+    Returns:
+        Infinity where even the cheapest choice costs more.
+    """
+    blocks: dict[int, list[Group]] = {}
+    for group in groups:
+        blocks.setdefault(group.block, []).append(group)
+
+    def relaxed(price: float) -> tuple[float, float]:
+        """Least loss with costs paid for at that price, and what it costs."""
+        value, cost = 0.0, 0.0
+        for block, own in blocks.items():
+            paid = [group.losses + price * group.costs for group in own]
+            picks = [int(one.argmin()) for one in paid]
+            inside = sum(float(one[pick]) for one, pick in zip(paid, picks, strict=True))
+            if block in without and without[block] <= inside:
+                value += without[block]
+                continue
+            value += inside
+            cost += sum(float(group.costs[pick]) for group, pick in zip(own, picks, strict=True))
+        return value, cost
+
+    kept = [sum(float(group.costs.min()) for group in own) for block, own in blocks.items() if block not in without]
+    if sum(kept) > limit:
+        return float("inf")
+    value, cost = relaxed(0.0)
+    if cost <= limit:
+        return value
+    low, high = 0.0, 1.0
+    while relaxed(high)[1] > limit and high < HIGHEST:
+        high *= 4
+    best = 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        value, cost = relaxed(middle)
+        best = max(best, value - middle * limit)
+        low, high = (middle, high) if cost > limit else (low, middle)
+    return best

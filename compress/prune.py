@@ -1,32 +1,36 @@
-"""A trained ViT made cheaper by a few hundred images without labels: heads, widths of queries and values, neurons, whole blocks."""
+"""A trained ViT made cheaper by a few hundred images without labels: its blocks, their parts, patches, image size and embedding, chosen jointly."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any, Protocol
+from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.adapters import from_module
-from compress.knapsack import Group, solve
-from compress.slicing import BlockSize, Plan, plan_block, shrink, size_of, weights_of
-from compress.statistics import BlockMoments, collect
+from compress.dense import FEW, Dense, Framed, Sizes, Statistics, examined, network_of, plans_of
+from compress.offers import Cost, Offer, offer
+from compress.repair import repair
+from compress.sensitivity import block_losses, frame_losses
+from compress.statistics import collect
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, BlockSpec
+from search_spaces.blocks import BlockSpec
 from search_spaces.errors import InputError
-from search_spaces.spaces.remains import check_plain, key_widths, neurons, widths
-from search_spaces.states import State, Tokens
+from search_spaces.resize import resized
+from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, whole_frame
+from search_spaces.spaces.remains import check_plain
+from search_spaces.states import State
 
-__all__ = ["BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "prepare", "prune"]
+__all__ = ["PARTS", "BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "check_parts", "prepare", "prune"]
 
-BALANCES = (0.5, 1.0, 2.0)  # times what neurons are said to lose against attention, in the candidates that are run
-TELLING = 0.05  # share of an output that is lost where divergences are well above rounding and far from their limit
-NOTHING = 1e-9  # a share that is none
+BALANCES = (0.5, 2.0)  # times what neurons are said to lose against attention, in further candidates of the best frame
 IMAGES = 256  # that the candidates are compared on at most
+RUNS = 8  # frames that are run at most
+HELD_OUT = 4  # of so many images one tells how strong repairs may be
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # that they are tried with: the larger, the less weights change
+LEAST, MOST = 0.25, 4.0  # times what the surrogate says that blocks lose, as runs may correct it
 
 
 class BudgetTooSmall(InputError):
@@ -37,16 +41,6 @@ class BudgetTooSmall(InputError):
             f"the cheapest network of these blocks costs {cheapest:.6g}, above the budget of {budget:.6g}; raise it"
         )
         self.cheapest = cheapest
-
-
-class Cost(Protocol):
-    """What a network costs, block by block: MACs, or milliseconds of a table."""
-
-    def total(self, arch: Arch) -> float:
-        """Of the whole network."""
-
-    def block(self, spec: BlockSpec, state: State) -> float:
-        """Of one block; with a constant they add up to the total."""
 
 
 class Macs:
@@ -68,42 +62,8 @@ class Pruned:
     cost: float
     dense_cost: float
     divergence: float  # mean Kullback-Leibler divergence from the dense network's class probabilities, on the images
-    sizes: Mapping[int, BlockSize | None]  # of the dense network's blocks, by position; None where one is left out
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """The network before anything is removed, and what is known of it."""
-
-    arch: Arch
-    weights: Mapping[str, Tensor]
-    moments: Mapping[int, BlockMoments]
-    plans: Mapping[int, Plan]
-    images: Tensor
-    scores: Tensor  # of the images
-
-    def shrunk(self, sizes: Mapping[int, BlockSize | None]) -> tuple[Arch, dict[str, Tensor]]:
-        return shrink(self.arch, self.weights, self.moments, self.plans, sizes)
-
-    def divergence(self, sizes: Mapping[int, BlockSize | None]) -> float:
-        """Mean over the images of how far the class probabilities are from the dense network's."""
-        arch, weights = self.shrunk(sizes)
-        network = arch.build().eval()
-        network.load_state_dict(weights)
-        found = _scores(network, self.images)
-        if self.features:
-            return float((found - self.scores).square().sum() / self.scores.square().sum())
-        return float(F.kl_div(found.log_softmax(1), self.scores.log_softmax(1), reduction="batchmean", log_target=True))
-
-    @property
-    def features(self) -> bool:
-        """Whether the network is an encoder, whose features are compared in place of class probabilities."""
-        return getattr(self.arch.blocks[-1], "classes", None) == 0
-
-
-@torch.no_grad()
-def _scores(network: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
-    return torch.cat([network(part) for part in torch.split(images, batch)])
+    sizes: Sizes
+    frame: Frame
 
 
 def prune(
@@ -113,13 +73,15 @@ def prune(
     data: Iterable[Any],
     *,
     images: int = IMAGES,
+    parts: Collection[str] = PARTS,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Pruned:
     """The network of least divergence from `model` that costs at most `budget`; nothing is trained.
 
     What making a part smaller loses is told by second moments of activations (`compress.reduction`) and, for each part of each
-    block, by how far the class probabilities move when it alone is made smaller. Sizes are the exact optimum of the sum of
-    these losses; a few such optima, with neurons weighted against attention, are run, and the best of them is returned.
+    block, by how far the class probabilities move when it alone is made smaller; image size, width of the embedding and dropping of
+    patches (`search_spaces.spaces.frames`) by networks of whole blocks. In each frame sizes are the exact optimum of the sum of these
+    losses. The most promising are run, what that tells corrects the sums, and so on until no other frame promises more.
 
     Args:
         model: dense, as `from_module` takes it.
@@ -127,13 +89,14 @@ def prune(
         budget: in its unit.
         data: batches of images (B, channels, H, W), normalised as the model wants them, or tuples that begin with them; no labels.
         images: how many of them candidates are compared on at most; moments are of all.
+        parts: what may be made smaller, of `PARTS`.
         progress: is told what is done next.
 
     Raises:
         InputError: no plain ViT, no images or other sizes of them, or weights or scores that are not finite.
         BudgetTooSmall: no choice fits.
     """
-    return prepare(model, cost, data, images=images, progress=progress).within(budget)
+    return prepare(model, cost, data, images=images, parts=parts, progress=progress).within(budget)
 
 
 def prepare(
@@ -142,6 +105,7 @@ def prepare(
     data: Iterable[Any],
     *,
     images: int = IMAGES,
+    parts: Collection[str] = PARTS,
     progress: Callable[[str], None] = lambda what: None,
 ) -> "Prunable":
     """What `prune` learns of a model before a budget is named: the dear part, for several budgets made once.
@@ -149,175 +113,141 @@ def prepare(
     Raises:
         InputError: as `prune`.
     """
+    check_parts(parts)
     arch, weights = from_module(model)
     try:
         check_plain(arch)
     except ValueError as error:
         raise InputError(f"this network cannot be pruned: {error}") from error
-    positions = [position for position, spec in enumerate(arch.blocks) if isinstance(spec, MB3D)]
     batches = [batch if isinstance(batch, Tensor) else batch[0] for batch in data]
     wanted = (arch.channels, arch.image_size, arch.image_size)
     if not batches or any(tuple(batch.shape[1:]) != wanted for batch in batches):
         found = f"{tuple(batches[0].shape)}" if batches else "none"
         raise InputError(f"calibration needs batches of images (B, {', '.join(map(str, wanted))}), got {found}")
-    progress("statistics")
-    dense = _measured(arch, weights, batches, images)
-    groups, without, forms = _choices(dense, cost, positions, progress)
-    return Prunable(dense, cost, positions, groups, without, forms)
+    dense = examined(arch, weights, batches, images, parts, progress)
+    losses = block_losses(dense, parts, progress)
+    offers = [
+        offer(dense, losses, frame, loss, cost, parts) for frame, loss in frame_losses(dense, parts, progress).items()
+    ]
+    whole = cost.total(arch)
+    pay = [one for one in offers if one.whole < whole or one.frame == whole_frame(arch)]
+    return Prunable(dense, cost, pay, tuple(one.frame for one in offers if one not in pay), progress)
+
+
+def check_parts(parts: Collection[str]) -> tuple[str, ...]:
+    """The parts, where all are known.
+
+    Raises:
+        InputError: one is none of `PARTS`, or there are none.
+    """
+    unknown = sorted({*parts} - {*PARTS})
+    if unknown or not parts:
+        raise InputError(f"parts to make smaller are {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a frame's optimum came to when it was run."""
+
+    offer: Offer
+    sizes: Sizes
+    divergence: float  # on the first few images
 
 
 @dataclass(frozen=True)
 class Prunable:
     """A network of which it is known what each way of making it smaller costs and loses."""
 
-    dense: _Dense
+    dense: Dense
     cost: Cost
-    positions: Sequence[int]
-    groups: Sequence[Group]
-    without: Mapping[int, float]
-    forms: "Forms"
+    offers: Sequence[Offer]
+    idle: Sequence[Frame]  # that with whole blocks cost no less than the dense network, and are never chosen
+    progress: Callable[[str], None]
 
-    def within(self, budget: float) -> Pruned:
-        """The network of least divergence that costs at most `budget`.
+    def within(self, budget: float, frame: Frame | None = None) -> Pruned:
+        """The network of least divergence that costs at most `budget`, of all frames or of one.
 
         Raises:
             BudgetTooSmall: no choice fits.
         """
-        dense, arch = self.dense, self.dense.arch
-        dense_cost = self.cost.total(arch)
+        dense = self.dense
+        dense_cost = self.cost.total(dense.arch)
         if budget >= dense_cost:
-            return Pruned(arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {})
-        fixed = dense_cost - sum(self.cost.block(arch.blocks[i], arch.states[i]) for i in self.positions)
-        candidates: list[tuple[float, dict[int, BlockSize | None]]] = []
-        for balance in BALANCES:
-            weighed = [
-                replace(group, losses=group.losses * (balance if i % 2 else 1.0)) for i, group in enumerate(self.groups)
+            return Pruned(dense.arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {}, whole_frame(dense.arch))
+        offers = [one for one in self.offers if frame in (None, one.frame)]
+        trials = self._trials(offers, budget)
+        if not trials:
+            raise BudgetTooSmall(budget, min(one.cheapest for one in offers))
+        best = min(trials, key=lambda one: one.divergence)
+        self.progress(f"networks of {best.offer.frame.label}")
+        sizes, arch, weights = self._best(best, budget)
+        weights = self._repaired(best.offer.frame, sizes, arch, weights)
+        divergence = dense.divergence(arch, weights)
+        return Pruned(arch, weights, self.cost.total(arch), dense_cost, divergence, sizes, best.offer.frame)
+
+    def _trials(self, offers: Sequence[Offer], budget: float) -> list[_Trial]:
+        """The most promising frames' optima, run one after the other, until no other promises to lose less than the best."""
+        bounds = {one.frame: one.bound(budget) for one in offers}
+        left = {one.frame: one for one in offers if math.isfinite(bounds[one.frame])}
+        trials: list[_Trial] = []
+        scale = 1.0  # of what blocks lose, against what the surrogate says
+        while left and len(trials) < RUNS:
+            promised = {frame: one.loss + scale * bounds[frame] for frame, one in left.items()}
+            frame = min(promised, key=lambda one: promised[one])
+            if trials and promised[frame] >= min(one.divergence for one in trials):
+                break
+            chosen = left.pop(frame)
+            sizes = chosen.solved(budget)
+            if sizes is None:  # the bound is that of parts of blocks
+                continue
+            self.progress(f"running {frame.label}")
+            arch, weights = self.dense.shrunk(sizes, self.dense.framed(frame))
+            trials.append(_Trial(chosen, sizes, self.dense.divergence(arch, weights, first=FEW)))
+            told = [
+                (one.divergence - one.offer.loss) / bounds[one.offer.frame] for one in trials if bounds[one.offer.frame]
             ]
-            picks = solve(weighed, self.without, budget - fixed)
-            if picks is None:
-                kept = (float(group.costs.min()) for group in self.groups if group.block not in self.without)
-                raise BudgetTooSmall(budget, fixed + sum(kept))
-            sizes = _sizes(self.positions, self.forms, picks)
-            if all(sizes != other for _, other in candidates):
-                candidates.append((dense.divergence(sizes), sizes))
-        divergence, best = min(candidates, key=lambda one: one[0])
-        found, left = dense.shrunk(best)
-        return Pruned(found, left, self.cost.total(found), dense_cost, divergence, best)
+            scale = min(MOST, max(LEAST, median(told))) if told else 1.0
+        return trials
 
+    def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor]]:
+        """Of a frame, the optimum with neurons weighted in several ways, and statistics of the frame's own or of the dense network."""
+        dense, framed = self.dense, self.dense.framed(trial.offer.frame)
+        choices = [trial.sizes]
+        for balance in BALANCES:
+            sizes = trial.offer.solved(budget, balance)
+            choices += [sizes] if sizes is not None and sizes not in choices else []
+        own = None if framed.arch == dense.arch else self._examined(framed)
+        found = []
+        for sizes in choices:
+            for statistics in (None, own) if own is not None else (None,):
+                arch, weights = dense.shrunk(sizes, framed, statistics)
+                found.append((sizes, arch, weights, dense.divergence(arch, weights)))
+        return min(found, key=lambda one: one[3])[:3]
 
-def _measured(arch: Arch, weights: Mapping[str, Tensor], batches: Sequence[Tensor], count: int) -> _Dense:
-    network = arch.build().eval()
-    network.load_state_dict(dict(weights))
-    images = torch.cat(list(batches))[:count]
-    scores = _scores(network, images)
-    if not torch.isfinite(scores).all():
-        raise InputError("the network's scores on these images are not finite; check how they are normalised")
-    moments = collect(network, batches)
-    plans = {}
-    for position, found in moments.items():
-        spec = arch.blocks[position]
-        assert isinstance(spec, MB3D)
-        plans[position] = plan_block(spec, weights_of(weights, position), found)
-    return _Dense(arch, weights, moments, plans, images, scores)
+    def _repaired(self, frame: Frame, sizes: Sizes, arch: Arch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with each block making up for those before it, as strongly as helps on images that this was not solved with."""
+        dense = self.dense
+        whole = dense.framed(replace(frame, keeps=()))
+        left = iter(attention_blocks(arch))
+        pairs = {whole.places[old]: None if size is None else next(left) for old, size in sizes.items()}
+        images = resized(dense.images, arch.image_size)
+        unseen = max(1, len(images) // HELD_OUT)
+        if unseen == len(images):
+            return weights
 
+        def solved(ridge: float, count: int) -> dict[str, Tensor]:
+            network = network_of(arch, weights)
+            repair(network_of(whole.arch, whole.weights), network, pairs, images[:count], ridge)
+            return dict(network.state_dict())
 
-Forms = Mapping[int, tuple[Sequence[BlockSize], Sequence[int]]]
-"""By position: the sizes of attention, of which `hidden` says nothing, and the numbers of neurons."""
+        self.progress("repair")
+        losses = {ridge: dense.divergence(arch, solved(ridge, len(images) - unseen), last=unseen) for ridge in RIDGES}
+        best = min(losses, key=lambda ridge: losses[ridge])
+        return solved(best, len(images)) if losses[best] < dense.divergence(arch, weights, last=unseen) else weights
 
-
-def _choices(
-    dense: _Dense, cost: Cost, positions: Sequence[int], progress: Callable[[str], None]
-) -> tuple[list[Group], dict[int, float], Forms]:
-    """Two groups for each block, attention and neurons; what is lost without it; and the sizes that the forms stand for."""
-    groups: list[Group] = []
-    without: dict[int, float] = {}
-    forms: dict[int, tuple[Sequence[BlockSize], Sequence[int]]] = {}
-    for position in positions:
-        progress(f"sensitivities of block {position}")
-        block = _Block.of(dense, cost, position)
-        sizes, attention = block.attention()
-        counts, neurons = block.neurons()
-        groups += [attention, neurons]
-        without[position], forms[position] = dense.divergence({position: None}), (sizes, counts)
-    if len(without) == len(positions):
-        del without[max(without, key=lambda position: without[position])]  # one block stays
-    return groups, without, forms
-
-
-@dataclass(frozen=True)
-class _Block:
-    """What sizes of one block cost and lose."""
-
-    position: int
-    spec: MB3D
-    state: Tokens
-    whole: BlockSize
-    plan: Plan
-    cost: Cost
-    dense: _Dense
-
-    @staticmethod
-    def of(dense: _Dense, cost: Cost, position: int) -> "_Block":
-        spec, state = dense.arch.blocks[position], dense.arch.states[position]
-        assert isinstance(spec, MB3D) and isinstance(state, Tokens)
-        whole = size_of(spec, state.channels)
-        return _Block(position, spec, state, whole, dense.plans[position], cost, dense)
-
-    def price(self, size: BlockSize) -> float:
-        return self.cost.block(_sized(self.spec, size, self.state), self.state)
-
-    def each(self, forms: Sequence[tuple[BlockSize, float]]) -> float:
-        """Divergence for each unit of error: of the form, among these with their errors, whose error is the most telling."""
-        telling = [(size, error) for size, error in forms if error > NOTHING]
-        if not telling:
-            return 0.0
-        size, error = min(telling, key=lambda form: abs(math.log(form[1] / TELLING)))
-        return self.dense.divergence({self.position: size}) / error
-
-    def attention(self) -> tuple[list[BlockSize], Group]:
-        """Its sizes, from the cheapest, none of which costs and loses no less than another."""
-        whole = self.whole
-        heads, queries, values = self.plan.heads.errors, self.plan.queries.mean(0), self.plan.values.mean(0)
-        keys = key_widths(self.spec)
-        wide, fewer = widths(whole.value_dim), range(1, whole.heads)
-        by_heads = self.each([(replace(whole, heads=n), float(heads[whole.heads - n])) for n in fewer])
-        by_queries = self.each([(replace(whole, key_dim=n), float(queries[n])) for n in keys[1:]])
-        by_values = self.each([(replace(whole, value_dim=n), float(values[n])) for n in wide[1:]])
-        found: list[tuple[float, float, BlockSize]] = []
-        for count, key_dim, value_dim in product(range(1, whole.heads + 1), keys, wide):
-            size = BlockSize(count, key_dim, value_dim, whole.hidden)
-            lost = by_heads * float(heads[whole.heads - count]) + by_values * float(values[value_dim])
-            found.append((self.price(size), lost + by_queries * float(queries[key_dim]), size))
-        kept: list[tuple[float, float, BlockSize]] = []
-        for price, lost, size in sorted(found, key=lambda one: one[:2]):
-            if not kept or lost < kept[-1][1]:
-                kept.append((price, lost, size))
-        prices, losses, sizes = zip(*kept, strict=True)
-        return list(sizes), Group(self.position, np.array(prices), np.array(losses))
-
-    def neurons(self) -> tuple[list[int], Group]:
-        """Its numbers of hidden neurons; what they cost is told as the difference from the whole block."""
-        whole, errors = self.whole, self.plan.neurons.errors
-        counts = neurons(whole.hidden)
-        each = self.each([(replace(whole, hidden=n), float(errors[whole.hidden - n])) for n in counts[1:]])
-        base = self.price(whole)
-        costs = np.array([self.price(replace(whole, hidden=count)) - base for count in counts])
-        losses = np.array([each * float(errors[whole.hidden - count]) for count in counts])
-        return counts, Group(self.position, costs, losses)
-
-
-def _sized(spec: MB3D, size: BlockSize, state: Tokens) -> MB3D:
-    ratio = size.hidden / state.channels
-    return replace(spec, heads=size.heads, key_dim=size.key_dim, value_dim=size.value_dim, ratio=ratio)
-
-
-def _sizes(positions: Sequence[int], forms: Forms, picks: Sequence[int | None]) -> dict[int, BlockSize | None]:
-    """What becomes of each block."""
-    found: dict[int, BlockSize | None] = {}
-    for number, position in enumerate(positions):
-        attention, neurons = picks[2 * number], picks[2 * number + 1]
-        sizes, counts = forms[position]
-        found[position] = (
-            None if attention is None or neurons is None else replace(sizes[attention], hidden=counts[neurons])
-        )
-    return found
+    def _examined(self, framed: Framed) -> Statistics:
+        """Statistics of a frame's own network."""
+        network = network_of(framed.arch, framed.weights)
+        moments = collect(network, torch.split(resized(self.dense.images, framed.arch.image_size), 32))
+        return moments, plans_of(framed.arch, framed.weights, moments)

@@ -12,7 +12,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec
 from search_spaces.blocks.residual import gates, hidden_width
 
-__all__ = ["BlockSize", "Plan", "plan_block", "shrink", "size_of", "weights_of"]
+__all__ = ["BlockSize", "Plan", "plan_block", "shrink", "shrink_block", "size_of", "weights_of"]
 
 TINY = 1e-12  # in place of a scale of 0, which is divided by
 
@@ -130,18 +130,20 @@ def shrink(
             if size is None:
                 continue
             assert isinstance(spec, MB3D)
-            channels = own["norm1.weight"].shape[0]
-            own = _smaller(spec, own, moments[position], plans[position], size)
-            spec = replace(
-                spec,
-                heads=size.heads,
-                key_dim=size.key_dim,
-                value_dim=size.value_dim,
-                ratio=size.hidden / channels,
-            )
+            spec, own = shrink_block(spec, own, moments[position], plans[position], size)
         found |= {f"blocks.{len(blocks)}.{name}": tensor for name, tensor in own.items()}
         blocks.append(spec)
     return Arch(arch.image_size, arch.channels, tuple(blocks)), found
+
+
+def shrink_block(
+    spec: MB3D, own: dict[str, Tensor], moments: BlockMoments, plan: Plan, size: BlockSize
+) -> tuple[MB3D, dict[str, Tensor]]:
+    """One block of another size and its weights, see `shrink`."""
+    channels = own["norm1.weight"].shape[0]
+    new = _smaller(spec, own, moments, plan, size)
+    ratio = size.hidden / channels
+    return replace(spec, heads=size.heads, key_dim=size.key_dim, value_dim=size.value_dim, ratio=ratio), new
 
 
 def weights_of(weights: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePat
 
 __all__ = ["prune"]
 
+PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,width,resolution; all unless told."
 MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
 
 
@@ -23,6 +24,7 @@ def prune(
     ] = None,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
+    parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     out: Out = Path("results/prune"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -30,6 +32,7 @@ def prune(
     json: Json = False,
 ) -> None:
     """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget."""
+    from nas.pruning import PARTS as EVERY
     from nas.pruning import prune_network
 
     found = prune_network(
@@ -42,6 +45,7 @@ def prune(
         speedup=speedup,
         weights=weights,
         images=images,
+        parts=tuple(parts.split(",")) if parts else EVERY,
         seed=seed,
         foreign=foreign_table,
         resume=resume,

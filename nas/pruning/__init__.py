@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from compress.prune import Pruned
+from compress.prune import Pruned, check_parts
 from nas.progress import say
 from nas.pruning.choice import within
 from nas.pruning.job import Job, Milliseconds, job_of
 from nas.pruning.outcome import outcome
 from nas.runs import Run, digest
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import PARTS, whole_frame
 
-__all__ = ["Milliseconds", "prune_network"]
+__all__ = ["PARTS", "Milliseconds", "prune_network"]
 
 
 def prune_network(
@@ -25,6 +26,7 @@ def prune_network(
     speedup: float | None = None,
     weights: Path | None = None,
     images: int = 256,
+    parts: tuple[str, ...] = PARTS,
     seed: int = 0,
     foreign: bool = False,
     resume: bool = False,
@@ -46,7 +48,7 @@ def prune_network(
         raise InputError(f"--budget-ms must be positive and finite, got {budget_ms:g}")
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
-    job = job_of(name, dataset, table, target, weights, images, seed, foreign)
+    job = job_of(name, dataset, table, target, weights, images, check_parts(parts), seed, foreign)
     config = {
         "network": digest(job.network.state_dict()),
         "arch": job.named.arch.id,
@@ -55,6 +57,7 @@ def prune_network(
         "budget_ms": budget_ms,
         "speedup": speedup,
         "images": images,
+        "parts": sorted(parts),
         "seed": seed,
     }
     run = Run.start(out, "prune", config, resume=resume)
@@ -71,7 +74,11 @@ def _pruned(job: Job, run: Run, budget_ms: float | None, speedup: float | None) 
     if dense["measured_ms"] <= budget:
         say(f"the network takes {dense['measured_ms']:.4g} ms as it is, within the budget of {budget:.4g} ms")
         ms = job.table.predict(arch).ms
-        found, before, after = Pruned(arch, dict(job.network.state_dict()), ms, ms, 0.0, {}), dense, dense
+        found, before, after = (
+            Pruned(arch, dict(job.network.state_dict()), ms, ms, 0.0, {}, whole_frame(arch)),
+            dense,
+            dense,
+        )
     else:
         found, before, after = within(job, budget)
     run.save_network(found.arch, found.weights)

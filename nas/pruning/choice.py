@@ -13,10 +13,10 @@ SPARE = 0.995  # share of the budget that a solution after one above it aims at
 
 def within(job: Job, budget: float) -> tuple[Pruned, dict[str, float], dict[str, float]]:
     """The network that is measured to be within the budget, its times, and before them those of the dense one in the same run."""
-    limit, prunable = budget, job.prunable()
+    limit, prunable, frame = budget, job.prunable(), None
     for _ in range(TRIES):
         try:
-            found = prunable.within(limit)
+            found = prunable.within(limit, frame)
         except BudgetTooSmall as error:
             raise BudgetError(
                 f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
@@ -26,6 +26,7 @@ def within(job: Job, budget: float) -> tuple[Pruned, dict[str, float], dict[str,
         if after["measured_ms"] <= budget:
             return found, before, after
         say(f"measured {after['measured_ms']:.4g} ms, over the budget of {budget:.4g} ms: pruning further")
+        frame = found.frame
         limit *= SPARE * budget / after["measured_ms"]
     raise BudgetError(
         f"after {TRIES} tries the network takes {after['measured_ms']:.4g} ms, above {budget:.4g} ms; the table and the clock "

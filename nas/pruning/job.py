@@ -45,6 +45,7 @@ class Job:
     data: Data
     table: LatencyTable
     images: int
+    parts: tuple[str, ...]
     seed: int
 
     def measured(self, archs: Sequence[Arch]) -> list[dict[str, float]]:
@@ -54,7 +55,11 @@ class Job:
     def prunable(self) -> Prunable:
         """What the images tell of the network."""
         batches = calibration_batches(self.data, self.seed, self.images)
-        return prepare(self.network, Milliseconds(self.table), batches, progress=lambda what: say(f"pruning: {what}"))
+        cost = Milliseconds(self.table)
+        found = prepare(self.network, cost, batches, parts=self.parts, progress=lambda what: say(f"pruning: {what}"))
+        for frame in found.idle:
+            say(f"{frame.label}: no faster than the dense network on {self.table.target.name}, left out")
+        return found
 
 
 def job_of(
@@ -64,6 +69,7 @@ def job_of(
     target: str | None,
     weights: Path | None,
     images: int,
+    parts: tuple[str, ...],
     seed: int,
     foreign: bool,
 ) -> Job:
@@ -86,7 +92,7 @@ def job_of(
     named = named.seeing(data)
     assert named.network is not None
     try:
-        remains = Remains(named.arch)
+        remains = Remains(named.arch, parts)
     except ValueError as error:
         raise InputError(f"{name} cannot be pruned: {error}") from error
     prices = find_table(table, target, lambda: remains)
@@ -97,4 +103,4 @@ def job_of(
             f"{prices.path.name} lacks {len(lacking)} rows of what may be left of {name}, such as {lacking[0].key}; pass "
             f"--target {prices.target.name} in its place, which measures them"
         )
-    return Job(named, named.network, data, prices, images, seed)
+    return Job(named, named.network, data, prices, images, parts, seed)

@@ -39,7 +39,7 @@ def outcome(
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
         "before": _figures(arch, before, memory, accuracy(job.network, job.data, "test")),
-        "after": _figures(found.arch, after, memory, accuracy(left, job.data, "test")),
+        "after": _figures(found.arch, after, memory, accuracy(left, job.data.at(found.arch.image_size), "test")),
         "blocks": _blocks(job, found),
     }
 
@@ -51,14 +51,16 @@ def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc
 def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
     """What became of each block, and shares of its MACs and predicted milliseconds; those where MACs fell and time did not are named."""
     arch, cost, rows = job.named.arch, Milliseconds(job.table), []
-    left = iter(spec for spec in found.arch.blocks if isinstance(spec, MB3D))
+    left = iter((spec, state) for spec, state in found.arch.steps() if isinstance(spec, MB3D))
     for position, (spec, state) in enumerate(arch.steps()):
         if not isinstance(spec, MB3D):
             continue
         now = None if found.sizes.get(position, spec) is None else next(left)
-        work = 0.0 if now is None else now.macs(state) / spec.macs(state)
-        ms = 0.0 if now is None else cost.block(now, state) / cost.block(spec, state)
+        work = 0.0 if now is None else now[0].macs(now[1]) / spec.macs(state)
+        ms = 0.0 if now is None else cost.block(*now) / cost.block(spec, state)
         if 1 - ms < PAYS * (1 - work):
             say(f"block {position}: MACs fell to {work:.0%}, milliseconds to {ms:.0%}")
-        rows.append({"block": position, "left": "" if now is None else now.label, "macs_share": work, "ms_share": ms})
+        rows.append(
+            {"block": position, "left": "" if now is None else now[0].label, "macs_share": work, "ms_share": ms}
+        )
     return rows

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.prune import BudgetTooSmall, Macs, _measured, prune
+from compress.dense import examined
+from compress.prune import PARTS, BudgetTooSmall, Macs, prune
 from compress.slicing import BlockSize
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import whole_frame
 from tests.compress.test_slicing import HIDDEN, images, network
 from tests.nas.toy import toy_space
 
@@ -70,10 +72,10 @@ def test_what_says_nothing_goes_first() -> None:
 def test_less_is_lost_than_by_cutting_all_blocks_alike() -> None:
     model = network()
     size = BlockSize(2, 8, 8, 24)
-    dense = _measured(model.arch, model.state_dict(), DATA, 64)
-    alike, _ = dense.shrunk({3: size, 4: size})
-    found = prune(model, Macs(), Macs().total(alike), DATA)
-    assert found.cost <= Macs().total(alike) and found.divergence < dense.divergence({3: size, 4: size})
+    dense = examined(model.arch, model.state_dict(), DATA, 64, PARTS)
+    alike = dense.shrunk({3: size, 4: size}, dense.framed(whole_frame(model.arch)))
+    found = prune(model, Macs(), Macs().total(alike[0]), DATA)
+    assert found.cost <= Macs().total(alike[0]) and found.divergence < dense.divergence(*alike)
 
 
 def test_encoders_are_compared_by_their_features() -> None:

@@ -26,7 +26,9 @@ def test_rows_of_what_is_drawn_are_measured(form: dict[str, object]) -> None:
     rows = set(space.rows)
     assert set(dense(**form).rows) <= rows
     drawn = [draw(rng) for draw in (space.sample, space.spread) for _ in range(60)]
-    assert all(set(arch.rows) <= rows for arch in drawn)
+    between = {(row.op, row.dims) for row in rows if ("kept", 1) in row.dims}  # behind a pruning location
+    assert all(row in rows or (row.op, row.dims) in between for arch in drawn for row in arch.rows)
+    assert any(arch.locations for arch in drawn) and len({arch.image_size for arch in drawn}) > 1
     counts = {sum(isinstance(spec, MB3D) for spec in arch.blocks) for arch in drawn}
     assert counts >= {2, 3} and min(counts) >= 1
     sizes = {(s.heads, s.key_dim, s.value_dim) for arch in drawn for s in arch.blocks if isinstance(s, MB3D)}
@@ -35,9 +37,14 @@ def test_rows_of_what_is_drawn_are_measured(form: dict[str, object]) -> None:
         assert {key for _, key, _ in sizes} == {16}
 
 
-def test_deit_takes_a_hundred_probes_and_not_one_for_each_block() -> None:
-    space = Remains(zoo.arch("deit_small_patch16_224"))
-    assert len(space.probes()) < 120 and space.name == f"remains-{space.arch.id}" and space.classes == 1000
+def test_deit_takes_a_hundred_probes_in_its_own_frame_and_not_one_for_each_block() -> None:
+    space = Remains(zoo.arch("deit_small_patch16_224"), {"heads", "queries", "values", "neurons", "blocks"})
+    assert (
+        len(space.probes()) < 120
+        and len(Remains(space.arch).probes()) < 1200
+        and space.name == f"remains-{space.arch.id}"
+        and space.classes == 1000
+    )
     assert space.spread(np.random.default_rng(0)).image_size == 224
 
 

@@ -1,0 +1,57 @@
+"""Repair: blocks that are whole stay as they are, and what is lost is partly made up for, also where patches are dropped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compress.dense import examined, network_of
+from compress.prune import PARTS
+from compress.repair import repair
+from compress.slicing import BlockSize
+from search_spaces.spaces.frames import Frame, attention_blocks, whole_frame
+from tests.compress.test_slicing import images, network
+
+DATA = [images(0), images(1)]
+
+
+def stream_apart(keeps: tuple[tuple[int, int], ...], sizes: dict[int, BlockSize | None], ridge: float | None) -> float:
+    """Divergence of what is left, repaired where there is a ridge, on images that it was not repaired with."""
+    model = network()
+    dense = examined(model.arch, model.state_dict(), [*DATA, images(5)], 96, PARTS)
+    framed = dense.framed(replace(whole_frame(model.arch), keeps=keeps))
+    arch, weights = dense.shrunk(sizes, framed)
+    if ridge is not None:
+        left, made = iter(attention_blocks(arch)), network_of(arch, weights)
+        pairs = {old: None if sizes.get(old, 0) is None else next(left) for old in attention_blocks(model.arch)}
+        repair(model, made, pairs, torch.cat(DATA), ridge)
+        weights = dict(made.state_dict())
+    return dense.divergence(arch, weights, last=32)
+
+
+def test_a_network_that_is_whole_stays_as_it_is() -> None:
+    model = network()
+    made = network_of(model.arch, model.state_dict())
+    repair(model, made, {place: place for place in attention_blocks(model.arch)}, images(0), 1e-6)
+    with torch.no_grad():
+        assert torch.allclose(made(images(5)), model(images(5)), atol=1e-4)
+
+
+SMALL = {3: BlockSize(2, 8, 8, 24), 4: BlockSize(3, 8, 8, 16)}
+
+
+@pytest.mark.parametrize(
+    ("keeps", "sizes"), [((), SMALL), (((1, 9),), SMALL), ((), {3: None, 4: BlockSize(3, 8, 8, 24)})]
+)
+def test_what_is_lost_is_partly_made_up_for(
+    keeps: tuple[tuple[int, int], ...], sizes: dict[int, BlockSize | None]
+) -> None:
+    assert stream_apart(keeps, sizes, 1e-2) < 0.9 * stream_apart(keeps, sizes, None)
+
+
+def test_frames_are_of_the_same_network() -> None:
+    model = network()
+    dense = examined(model.arch, model.state_dict(), DATA, 64, PARTS)
+    assert dense.framed(whole_frame(model.arch)).arch == model.arch
+    every = dense.framed(Frame(32, 24, ((1, 16),)))
+    assert dense.divergence(every.arch, every.weights) < 1e-6  # all patches stay

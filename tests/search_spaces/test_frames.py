@@ -1,0 +1,74 @@
+"""Frames of a ViT: image sizes of whole patches, narrower embeddings, and plans of dropping patches that mean the same at all sizes."""
+
+from dataclasses import replace
+
+import pytest
+
+from search_spaces import zoo
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position, Stem
+from search_spaces.spaces.frames import Frame, frames, in_frame, narrowable, whole_frame
+from search_spaces.spaces.remains import sizes_in
+
+DEIT = zoo.arch("deit_tiny_patch16_224")
+
+
+def test_every_frame_is_a_network_and_the_first_is_its_own() -> None:
+    found = frames(DEIT)
+    assert found[0] == whole_frame(DEIT) == Frame(224, 192) and in_frame(DEIT, found[0]) == DEIT
+    assert len({in_frame(DEIT, frame) for frame in found}) == len(found) == 4 * 4 * 8
+    assert {frame.side for frame in found} == {224, 192, 160, 128} and {frame.width for frame in found} == {
+        192,
+        168,
+        144,
+        120,
+    }
+    assert all(frame.side % 16 == 0 and frame.width % 8 == 0 for frame in found)
+    hidden = {round(spec.ratio * 120) for spec in in_frame(DEIT, Frame(224, 120)).blocks if isinstance(spec, MB3D)}
+    assert hidden == {768}  # neurons are as many in a narrower network
+
+
+def test_a_plan_drops_equal_shares_of_large_and_small_images() -> None:
+    plans = {(frame.side, frame.plan): frame.keeps for frame in frames(DEIT, ("tokens", "resolution"))}
+    assert [number for number, _ in plans[224, 7]] == [4, 7, 10]
+    for plan in range(1, 8):
+        shares = [[keep / (side // 16) ** 2 for _, keep in plans[side, plan]] for side in (224, 128)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_what_is_not_named_stays() -> None:
+    assert frames(DEIT, ("heads",)) == [whole_frame(DEIT)]
+    assert {frame.width for frame in frames(DEIT, ("tokens", "resolution"))} == {192}
+    assert all(not frame.keeps for frame in frames(DEIT, ("width", "resolution")))
+    sizes = sizes_in(DEIT, 0, whole_frame(DEIT), ("neurons",))
+    assert sizes.heads == (3,) and sizes.key_dims == sizes.value_dims == (64,) and len(sizes.hidden) == 16
+
+
+def test_a_block_that_scores_keeps_its_heads_and_values() -> None:
+    frame = frames(DEIT, ("tokens",))[-1]
+    assert frame.scoring == {3, 6, 9}
+    scoring, other = sizes_in(DEIT, 3, frame), sizes_in(DEIT, 4, frame)
+    assert scoring.heads == (3,) and scoring.value_dims == (64,) and len(scoring.hidden) > 1
+    assert other.heads == (3, 2, 1) and other.value_dims == (64, 32)
+
+
+def test_convolutions_before_the_patches_are_as_good_as_larger_patches() -> None:
+    block = MB3D(4, 16, 16, residual="plain", bias=False)
+    behind = (ClassToken(), Position(), block, block, Head(5, pool="token"))
+    stem, plain = (Arch(64, 3, (*before, *behind)) for before in ((Stem(32, 3), Patch(64, 1)), (Patch(64, 8),)))
+    assert narrowable(stem) and frames(stem) == frames(plain)
+    assert {in_frame(stem, frame).states[-2].channels for frame in frames(stem)} == {64, 56, 48, 40}
+
+
+def test_only_what_a_norm_reads_can_be_narrower() -> None:
+    block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
+    body = (Patch(16, 8), ClassToken(), Position(), block)
+    assert narrowable(Arch(32, 3, (*body, Head(5, pool="token"))))
+    for blocks in (
+        (*body, Head(0, pool="token")),
+        (*body, Head(5, norm="none")),
+        (*body[:3], Norm(), block, Head(5)),
+        (*body[:2], replace(body[2], form="sines"), block, Head(5)),
+    ):
+        arch = Arch(32, 3, blocks)
+        assert not narrowable(arch) and {frame.width for frame in frames(arch)} == {16}
