@@ -24,8 +24,8 @@ from nas.target import Target, fingerprint
 
 DATA = {"contours_vit": "contours", "digits_vit": "digits64"}
 RECIPES = {
-    "contours_vit": "--epochs 40 --batch-size 64 --lr 2e-3 --ema 0.999",
-    "digits_vit": "--epochs 10 --batch-size 64 --lr 2e-3 --ema 0.999",
+    "contours_vit": "--epochs 24 --batch-size 32 --lr 2e-3 --ema 0.999 --mixup 0.2",
+    "digits_vit": "--epochs 10 --batch-size 32 --lr 2e-3 --ema 0.999",
 }
 FIRST = 500  # search-validation images on which a test compares the weights with what is told of them
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.slicing import weights_of
 from search_spaces.arch import Arch, Network
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Stem
 from search_spaces.spaces.frames import Frame, in_frame
 
 __all__ = ["Narrowing", "narrowings"]
@@ -45,6 +45,8 @@ class Narrowing:
 
     def _of(self, spec: object, own: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         turn = self.turn.to(next(iter(own.values())))
+        if isinstance(spec, Stem):  # before the stream
+            return own
         if isinstance(spec, Patch):
             return {part: torch.tensordot(turn, tensor, 1) for part, tensor in own.items()}
         if isinstance(spec, ClassToken | Position):

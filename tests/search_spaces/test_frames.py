@@ -62,6 +62,14 @@ def test_merging_compares_by_keys_and_needs_half_of_the_patches() -> None:
     assert {frame.rest for frame in frames(biased)} == {"dropped"}
 
 
+def test_convolutions_before_the_patches_are_as_good_as_larger_patches() -> None:
+    block = MB3D(4, 16, 16, residual="plain", bias=False)
+    behind = (ClassToken(), Position(), block, block, Head(5, pool="token"))
+    stem, plain = (Arch(64, 3, (*before, *behind)) for before in ((Stem(32, 3), Patch(64, 1)), (Patch(64, 8),)))
+    assert narrowable(stem) and frames(stem) == frames(plain)
+    assert {in_frame(stem, frame).states[-2].channels for frame in frames(stem)} == {64, 56, 48, 40}
+
+
 def test_only_what_a_norm_reads_can_be_narrower() -> None:
     block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
     body = (Patch(16, 8), ClassToken(), Position(), block)
