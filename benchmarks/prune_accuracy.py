@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=[OURS, *WAYS], default=[OURS, *WAYS])
     parser.add_argument("--images", type=int, default=256, help="training images to calibrate on")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what ours may make smaller")
     parser.add_argument("--epochs", type=int, default=4, help="of training each network")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -133,7 +134,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/prune_accuracy.json"))
     given = parser.parse_args()
     library()
-    source = Source(job_of(given.model, given.data, None, given.target, None, given.images, PARTS, 0, foreign=False))
+    source = Source(
+        job_of(given.model, given.data, None, given.target, None, given.images, tuple(given.parts), 0, foreign=False)
+    )
     picks = chosen(source, given)
     done = dict(every(source, picks, given))
     hits = {pick: one["hits"] for pick, one in done.items()}

@@ -39,7 +39,7 @@ def pruned(share: float, budget_ms: float, given: argparse.Namespace) -> dict[st
     """What `nas prune` says of one budget, and the exported file's path where there is one."""
     run = given.work / f"{share:g}"
     options = ("--data", given.data, "--target", given.target, "--seed", str(given.seed))
-    calibrated = ("--images", str(given.images), "--budget-ms", str(budget_ms))
+    calibrated = ("--images", str(given.images), "--parts", ",".join(given.parts), "--budget-ms", str(budget_ms))
     found = nas("prune", given.model, *options, *calibrated, "--out", str(run), "--resume", "--json")
     about: dict[str, Any] = {"share": share, "budget_ms": budget_ms, "exit_code": found.returncode}
     if found.returncode == OVER_BUDGET:
@@ -65,11 +65,14 @@ def main() -> None:
     parser.add_argument("--target", default="cpu-ort-fp32-b1-t1")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.6, 0.4, 0.25])
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what may be made smaller")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("results/prune_budgets"), help="folder of what is done")
     parser.add_argument("--out", type=Path, default=Path("results/prune_budgets.json"))
     given = parser.parse_args()
-    job = job_of(given.model, given.data, None, given.target, None, given.images, PARTS, given.seed, foreign=False)
+    job = job_of(
+        given.model, given.data, None, given.target, None, given.images, tuple(given.parts), given.seed, foreign=False
+    )
     dense = dense_ms(job, given.work / "dense_ms.json")
     found = [pruned(share, share * dense, given) for share in given.shares]
     held = [one for one in found if one["exit_code"] == DONE]

@@ -1,6 +1,7 @@
 """Which network of each way holds each budget, for `prune_accuracy.py`: chosen by the clock, and chosen again until it agrees."""
 
 import argparse
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,9 @@ def chosen(source: Source, given: argparse.Namespace) -> dict[Pick, dict[str, An
 
 def wanted(source: Source, given: argparse.Namespace) -> dict[str, Any]:
     """What the choice depends on, as JSON has it."""
-    names = ("ways", "shares", "seeds", "images", "target", "data")
-    return {"arch": source.arch.id, **{name: getattr(given, name) for name in names}}
+    names = ("ways", "shares", "seeds", "images", "parts", "target", "data")
+    asked: dict[str, Any] = json.loads(json.dumps({name: getattr(given, name) for name in names}))
+    return {"arch": source.arch.id, **asked}
 
 
 def started(given: argparse.Namespace, pick: Pick) -> Path:
