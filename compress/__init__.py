@@ -2,7 +2,7 @@
 
 from compress.adapters import from_module
 from compress.curves import curve_of
-from compress.losses import distillation
+from compress.losses import distillation, feature_distance
 from compress.normalise import seeing
 from compress.prune import BudgetTooSmall, Cost, Macs, Pruned, prune
 from compress.thresholds import calibrate, counts_of, hold, thresholds_of
@@ -18,6 +18,7 @@ __all__ = [
     "counts_of",
     "curve_of",
     "distillation",
+    "feature_distance",
     "from_module",
     "hold",
     "piecewise",

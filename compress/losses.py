@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["distillation"]
+__all__ = ["distillation", "feature_distance"]
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -14,3 +14,9 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
     target = F.log_softmax(teacher.detach() / temperature, dim=-1)
     guess = F.log_softmax(student / temperature, dim=-1)
     return F.kl_div(guess, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the features (B, channels) of two encoders over the squares of the teacher's, which get no gradient."""
+    target = teacher.detach()
+    return (student - target).square().sum() / target.square().sum()

@@ -36,9 +36,10 @@ class Narrowing:
     def __call__(self, arch: Arch, weights: Mapping[str, Tensor]) -> tuple[Arch, dict[str, Tensor]]:
         """The narrower network and its weights."""
         found: dict[str, Tensor] = {}
+        first = next(position for position, spec in enumerate(arch.blocks) if isinstance(spec, Patch))
         for position, spec in enumerate(arch.blocks):
             own = weights_of(weights, position)
-            narrow = self._of(spec, own, f"blocks.{position}")
+            narrow = self._of(spec, own, f"blocks.{position}") if position >= first else own  # a stem stays
             found |= {f"blocks.{position}.{name}": tensor.to(own[name].dtype) for name, tensor in narrow.items()}
         return in_frame(arch, Frame(arch.image_size, len(self.turn))), found
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from nas.samples import visit_json, visit_of
@@ -28,12 +29,13 @@ SERVER = "from nas.elsewhere import serve; serve()"
 
 
 def time_elsewhere(
-    archs: Sequence[Arch],
+    archs: Sequence[Arch | Path],
     reference: Arch,
     target: Target,
     *,
     rounds: int,
     seed: int,
+    floor: float | None = None,
     protocol: Protocol = PROTOCOL,
     record: Callable[[Visit], None] = lambda visit: None,
     done: Sequence[Visit] = (),
@@ -47,10 +49,11 @@ def time_elsewhere(
     """
     request = {
         "target": target.name,
-        "archs": [arch.to_json() for arch in archs],
+        "archs": [{"arch": one.to_json()} if isinstance(one, Arch) else {"path": str(one)} for one in archs],
         "reference": reference.to_json(),
         "rounds": rounds,
         "seed": seed,
+        "floor": floor,
         "protocol": asdict(protocol),
         "done": [visit_json(visit) for visit in done],
         "seconds": None if deadline is None else deadline - time.monotonic(),
@@ -108,11 +111,12 @@ def serve() -> None:
     seconds = asked["seconds"]
     try:
         time_sessions(
-            [Arch.from_json(one) for one in asked["archs"]],
+            [Arch.from_json(one["arch"]) if "arch" in one else Path(one["path"]) for one in asked["archs"]],
             Arch.from_json(asked["reference"]),
             Target.parse(asked["target"]),
             rounds=asked["rounds"],
             seed=asked["seed"],
+            floor=asked["floor"],
             protocol=Protocol(**asked["protocol"]),
             record=lambda visit: answer(visit_json(visit)),
             done=[visit_of(one) for one in asked["done"]],

@@ -18,6 +18,7 @@ from nas.export import check_onnx, check_reads_onnx, export_onnx
 from nas.latency import LatencyTable
 from nas.networks import network_named
 from nas.peak_memory import peak_mb, weights_mb
+from nas.processes import leads
 from nas.runtimes import RUNTIMES
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.score import Scorer
@@ -123,6 +124,8 @@ def retrain_network(
         raise InputError(f"network {named.arch.id} has thresholds, which need a budget to be trained; add --thresholds")
     start = named.start_weights(data, recipe.seed)
     summary = train(named.arch, data, recipe, out, start=start, teacher=guide, resume=resume)
+    if not leads():  # of several processes, the first evaluates
+        return {}
     own = data.at(named.arch.image_size)
     found: dict[str, Any] = {"test_acc": accuracy(load_network(out)[0], own, "test")}
     found["teacher_acc"] = None if guide is None else accuracy(guide.network, data, "test")

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from nas.processes import leads
+
 __all__ = ["progress", "say", "track"]
 
 T = TypeVar("T")
@@ -14,15 +16,22 @@ SILENT_SECONDS = 2.0  # work shorter than this shows nothing
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    tqdm.write(message, file=sys.stderr)
+    """One line on stderr, from the first of several processes."""
+    if leads():
+        tqdm.write(message, file=sys.stderr)
 
 
 def progress(description: str, total: int, done: int = 0) -> "tqdm[int]":
     """A bar to `update()` by hand, a context manager; `done` steps were finished by an earlier run."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
-        desc=description, total=total, initial=done, delay=SILENT_SECONDS, mininterval=interval, file=sys.stderr
+        desc=description,
+        total=total,
+        initial=done,
+        delay=SILENT_SECONDS,
+        mininterval=interval,
+        file=sys.stderr,
+        disable=not leads(),
     )
 
 

@@ -1,4 +1,4 @@
-"""`report.html`: what a quickstart found, in one file that needs nothing else."""
+"""`report.html`: what a quickstart or a pruning found, in one file that needs nothing else."""
 
 import html
 import json
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.files import atomic_write
+from nas.page import html_figure, html_table, write_page
+from nas.pruning.page import write_pruned
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
 from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, Patch, Stem
@@ -14,25 +15,22 @@ from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d8dee4; vertical-align: top; }
-code { font-size: .85rem; } .note { color: #57606a; }
-"""
-
 
 def report_run(path: Path) -> Path:
-    """Write the report of a finished quickstart into its folder.
+    """Write the report of a finished quickstart or pruning into its folder.
 
     Raises:
-        InputError: no finished quickstart there.
+        InputError: no finished run of either kind there.
     """
-    run = Run.open(path, "quickstart")
+    run = Run.open(path)
+    kind = run.config.get("kind")
+    if kind not in ("quickstart", "prune"):
+        raise InputError(
+            f"{path} is a {kind} run, of which there is no report; give a folder of `nas quickstart` or `nas prune`"
+        )
     if run.summary is None:
-        raise InputError(f"the quickstart in {path} is unfinished; go on with `nas quickstart --resume --out {path}`")
-    return write_report(path, run.summary)
+        raise InputError(f"the {kind} run in {path} is unfinished; go on with `nas {kind}` and --resume")
+    return write_report(path, run.summary) if kind == "quickstart" else write_pruned(path, run.summary)
 
 
 def write_report(out: Path, summary: dict[str, Any]) -> Path:
@@ -49,18 +47,16 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
         _results(summary, archs, largest),
         '<p class="note">Peak MB: what loading the exported file and running it adds to a process at most, in 10^6 bytes.</p>',
         "<h2>Latency and accuracy</h2>",
-        _figure(_front(summary, evaluated), plotly=True),
+        html_figure(_front(summary, evaluated), plotly=True),
         '<p class="note">Grey: networks evaluated with the supernet\'s weights on search-validation, at their predicted latency.'
         " Blue: retrained networks on the test split, at their measured latency. Dashed: budgets.</p>",
         "<h2>Predicted and measured latency</h2>",
-        _figure(_predicted(summary), plotly=False),
+        html_figure(_predicted(summary), plotly=False),
         f'<p class="note">{_calibration(table)}</p>',
         "<h2>Machine</h2>",
-        _rows(("", ""), [(name, _short(value)) for name, value in table["fingerprint"].items()]),
+        html_table(("", ""), [(name, _short(value)) for name, value in table["fingerprint"].items()]),
     ]
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nas report</title><style>{STYLE}</style></head><body>'
-    atomic_write(out / "report.html", page + "\n".join(parts) + "</body></html>\n")
-    return out / "report.html"
+    return write_page(out / "report.html", parts)
 
 
 def sketch(arch: Arch) -> str:
@@ -119,18 +115,12 @@ def _results(summary: dict[str, Any], archs: Sequence[Arch], largest: Arch) -> s
     top = summary["largest"]
     figures = (f"{top['measured_ms']:.3f}", _megabytes(top), "", f"{top['test_acc']:.1%}", "", "")
     rows.append(("largest", "", *figures, sketch(largest)))
-    return _rows(header, rows)
+    return html_table(header, rows)
 
 
 def _megabytes(figures: dict[str, Any]) -> str:
     """Peak memory, which quickstarts of before it was measured lack."""
     return f"{figures['peak_mb']:.1f}" if "peak_mb" in figures else ""
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _front(summary: dict[str, Any], evaluated: Sequence[dict[str, Any]]) -> Any:
@@ -166,11 +156,6 @@ def _predicted(summary: dict[str, Any]) -> Any:
     figure.add_scatter(x=x, y=y, mode="markers", name="exported networks", marker={"color": "#0969da", "size": 10})
     figure.update_layout(xaxis_title="predicted ms", yaxis_title="measured ms", template="plotly_white", height=380)
     return figure
-
-
-def _figure(figure: Any, *, plotly: bool) -> str:
-    """The figure as HTML; the first of a page brings plotly's script along."""
-    return str(figure.to_html(full_html=False, include_plotlyjs=plotly))
 
 
 def _calibration(table: dict[str, Any]) -> str:

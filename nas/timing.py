@@ -32,6 +32,8 @@ class Timing:
     n: int  # runs
     drift: float  # the clock of the moment over the table's: 1.1 is 10% slower
     noise: float  # split-half noise, see `nas.correction.Times`
+    mean: float  # over the runs, as `p95`
+    p95: float
 
 
 def time_sessions(
@@ -157,6 +159,6 @@ def settled(
 
 def _timing(name: str, times: Times, drift: float) -> Timing:
     runs = np.concatenate([kept.runs for kept in times.kept[name]]) / drift
-    low, middle, high = np.quantile(runs, (0.1, 0.5, 0.9))
-    raw = times.ms[name]
-    return Timing(raw / drift, raw, float(middle), float(low), float(high), len(runs), drift, times.noise[name])
+    low, middle, high, most = np.quantile(runs, (0.1, 0.5, 0.9, 0.95)).tolist()
+    raw, noise, mean = times.ms[name], times.noise[name], float(runs.mean())
+    return Timing(raw / drift, raw, middle, low, high, len(runs), drift, noise, mean, most)

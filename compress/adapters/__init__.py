@@ -6,6 +6,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from compress.finite import check_finite
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
@@ -27,9 +28,10 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
             an encoder, whose features are the logits), or Hugging Face's `ViTForImageClassification`.
 
     Raises:
-        InputError: it is none of these, or has a part that no Arch describes, which is named; or its weights hold NaN.
+        InputError: it is none of these, or has a part that no Arch describes, which is named; or its weights hold NaN or infinity, and then the tensor is.
     """
     if isinstance(model, Network):
+        check_finite(model.state_dict())
         return model.arch, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
     known = next((package for package in packages if package in ADAPTERS), None)
@@ -39,6 +41,7 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
         )
     read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
     arch, weights = read(model)
+    check_finite(weights)
     _check(model, arch, weights)
     return arch, weights
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nas.processes import leads
 from search_spaces.errors import InputError
 
 __all__ = [
@@ -48,7 +49,9 @@ Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table t
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result: one JSON object, or a line for each field."""
+    """Print a result, by the first of several processes: one JSON object, or a line for each field."""
+    if not leads():
+        return
     if as_json:
         print(json.dumps(result, allow_nan=False))
         return

@@ -9,8 +9,7 @@ from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePat
 
 __all__ = ["prune"]
 
-PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,width,resolution; all unless told."
-MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
+MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
 
 
 def prune(
@@ -22,8 +21,25 @@ def prune(
     speedup: Annotated[
         float | None, typer.Option("--speedup", help="How many times as fast it is to be, in place of a budget.")
     ] = None,
+    max_drop: Annotated[float | None, typer.Option("--max-drop", help=DROP)] = None,
+    train_epochs: Annotated[
+        int,
+        typer.Option(
+            "--train-epochs", min=0, help="Passes over the training images that heal what is left; 0 is none."
+        ),
+    ] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step of that training.")] = 64,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Its largest learning rate.", show_default="0.032 / embedding width")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of its AdamW; 0 is none.")] = 1e-6,
+    ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
+    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help=ADAPTIVE)] = False,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
+    baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
     parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     out: Out = Path("results/prune"),
     seed: Seed = 0,
@@ -31,9 +47,12 @@ def prune(
     foreign_table: Foreign = False,
     json: Json = False,
 ) -> None:
-    """Remove heads, widths, neurons and blocks of a trained ViT until it is measured to hold a latency budget."""
+    """Make a trained ViT smaller until it is measured to hold a latency budget, or an accuracy; train what is left."""
     from nas.pruning import PARTS as EVERY
-    from nas.pruning import prune_network
+    from nas.pruning import Healing, prune_network
+    from nas.pruning.sheets import print_sheets
+
+    healing = Healing(train_epochs, batch_size, lr, weight_decay, ema, mixup, cutmix, adaptive)
 
     found = prune_network(
         model,
@@ -43,11 +62,15 @@ def prune(
         target=target,
         budget_ms=budget_ms,
         speedup=speedup,
+        max_drop=max_drop,
+        healing=healing,
         weights=weights,
         images=images,
         parts=tuple(parts.split(",")) if parts else EVERY,
         seed=seed,
         foreign=foreign_table,
+        baselines=baselines,
         resume=resume,
     )
-    show(found, json)
+    print_sheets(found)
+    show(found if json else {name: value for name, value in found.items() if not isinstance(value, dict | list)}, json)

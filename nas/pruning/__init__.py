@@ -1,18 +1,31 @@
-"""`nas prune`: a trained ViT made faster on a target, by calibration alone, until the time measured is within the budget."""
+"""`nas prune`: a trained ViT made faster on a target until the time measured, or the accuracy lost, is what may be."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from compress.prune import Pruned, check_parts
+from compress.prune import check_parts
 from nas.progress import say
-from nas.pruning.choice import within
+from nas.pruning.attempt import healed_within, unchanged
+from nas.pruning.files import Files, built
+from nas.pruning.floor import fastest, held
+from nas.pruning.goal import Floor, Goal
+from nas.pruning.heal import Healing, healer
 from nas.pruning.job import Job, Milliseconds, job_of
+from nas.pruning.judge import val_accuracy
 from nas.pruning.outcome import outcome
-from nas.runs import Run, digest
+from nas.pruning.page import KEPT, write_pruned
+from nas.pruning.pictures import write_kept
+from nas.pruning.rivals import rival_rows
+from nas.pruning.saved import remembered
+from nas.runs import Run
+from nas.scratch import scratch_dir
 from search_spaces.errors import InputError
-from search_spaces.spaces.frames import PARTS, whole_frame
+from search_spaces.spaces.frames import PARTS
 
-__all__ = ["PARTS", "Milliseconds", "prune_network"]
+__all__ = ["PARTS", "Goal", "Healing", "Milliseconds", "prune_network"]
+
+CALIBRATION = Healing()
 
 
 def prune_network(
@@ -24,33 +37,35 @@ def prune_network(
     target: str | None = None,
     budget_ms: float | None = None,
     speedup: float | None = None,
+    max_drop: float | None = None,
+    healing: Healing = CALIBRATION,
     weights: Path | None = None,
     images: int = 256,
     parts: tuple[str, ...] = PARTS,
     seed: int = 0,
     foreign: bool = False,
+    baselines: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas prune`: `before` and `after`, each `params`, `macs`, `measured_ms`, `peak_mb`, `acc`, and the run's files.
 
     The rows that the target's table lacks for this network's sizes are measured first. A network over the budget is pruned
-    further: the prediction's limit is lowered by what it was exceeded by. Accuracies are on the test split, read once at the end.
+    further: the prediction's limit is lowered by what it was exceeded by; so is one whose file is. Where the data has other classes than the network, a
+    classifier is fitted first. Accuracies are on the test split, read once at the end; what `max_drop` allows is of
+    search-validation. With `baselines` its rivals are there, too.
 
     Raises:
-        InputError: no such network or data, no weights, another number of classes, or neither or both of budget and speed-up.
-        BudgetError: nothing that is left of the network holds the budget.
+        InputError: no such network or data, no weights, no or too many goals, or settings that do not fit.
+        BudgetError: nothing that is left of the network holds the budget, or none that does holds the accuracy.
     """
-    if (budget_ms is None) == (speedup is None):
-        raise InputError("give either --budget-ms MS or --speedup X")
-    if speedup is not None and not 1 < speedup < float("inf"):
-        raise InputError(f"--speedup must be above 1 and finite, got {speedup:g}")
-    if budget_ms is not None and not 0 < budget_ms < float("inf"):
-        raise InputError(f"--budget-ms must be positive and finite, got {budget_ms:g}")
+    goal = Goal(budget_ms, speedup, max_drop)
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
-    job = job_of(name, dataset, table, target, weights, images, check_parts(parts), seed, foreign)
+    parts = tuple(one for one in check_parts(parts) if not healing.adaptive or one not in ("fusing", "merging"))
+    job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign)
+    _check_healing(job, goal, healing)
     config = {
-        "network": digest(job.network.state_dict()),
+        "network": job.source,
         "arch": job.named.arch.id,
         "data": dataset,
         "table": job.table.id,
@@ -59,31 +74,65 @@ def prune_network(
         "images": images,
         "parts": sorted(parts),
         "seed": seed,
+        "max_drop": max_drop,
+        "healing": healing.described(),
+        **({"baselines": True} if baselines else {}),
     }
     run = Run.start(out, "prune", config, resume=resume)
     with run.locked():
         if run.summary is not None:
             return run.summary
-        return run.finish(_pruned(job, run, budget_ms, speedup))
+        fitted = job.fitted(out / "dense")
+        with tempfile.TemporaryDirectory(prefix="prune-", dir=scratch_dir()) as scratch:
+            files = Files(fitted, out, Path(scratch))
+            summary = _pruned(fitted, run, goal, healing, files, name if baselines else None)
+        summary["fitted_head"] = str(out / "dense") if job.own_head else None
+        write_pruned(run.path, summary)
+        return run.finish(summary)
 
 
-def _pruned(job: Job, run: Run, budget_ms: float | None, speedup: float | None) -> dict[str, Any]:
-    arch = job.named.arch
-    (dense,) = job.measured([arch])
-    budget = budget_ms if budget_ms is not None else dense["measured_ms"] / (speedup or 1.0)
-    if dense["measured_ms"] <= budget:
-        say(f"the network takes {dense['measured_ms']:.4g} ms as it is, within the budget of {budget:.4g} ms")
-        ms = job.table.predict(arch).ms
-        found, before, after = (
-            Pruned(arch, dict(job.network.state_dict()), ms, ms, 0.0, {}, whole_frame(arch)),
-            dense,
-            dense,
-        )
+def _check_healing(job: Job, goal: Goal, healing: Healing) -> None:
+    """Refuse, before anything is begun, what would fail at its end."""
+    if goal.max_drop is not None and job.encoder:
+        raise InputError("--max-drop is of accuracy, which an encoder without a classifier has none of; give a budget")
+    if healing.epochs:
+        recipe = healing.recipe(job.named.arch, job.seed)
+        if job.data.size("train") < recipe.batch_size:
+            raise InputError(
+                f"{job.data.name} has {job.data.size('train')} training images, fewer than a batch of {recipe.batch_size}; give a "
+                "smaller --batch-size"
+            )
+
+
+def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, rivals_of: str | None) -> dict[str, Any]:
+    """The summary, with the rivals of the network that the user called `rivals_of`; None for no rivals."""
+    dense_ms = remembered(run.path / "dense-ms.json", lambda: job.measured([job.named.arch])[0]["measured_ms"])
+    budget = goal.budget(dense_ms)
+    floor = None if goal.max_drop is None else Floor(goal.max_drop, val_accuracy(job, job.dense()))
+    told: dict[str, Any] = {}
+    if budget is None:
+        assert floor is not None, "a goal without a budget has a floor"
+        attempt, told["tries"] = fastest(job, run.path / "tries", floor, healing)
+    elif dense_ms <= budget:
+        say(f"the network takes {dense_ms:.4g} ms as it is, within the budget of {budget:.4g} ms")
+        attempt = unchanged(job)
     else:
-        found, before, after = within(job, budget)
+        attempt = healed_within(job, files, budget, healing)
+    found, after = attempt.found, attempt.after["measured_ms"]
+    if floor is not None:
+        told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
+    file = attempt.file or files.delivered(found.arch, found.weights)
     run.save_network(found.arch, found.weights)
+    kept = write_kept(built(found.arch, found.weights), job.data, run.path / KEPT)
+    heal_rival = healer(job, run.path / "rivals", healing)
     return {
-        **outcome(job, found, budget, before, after),
+        **outcome(job, found, budget, attempt.before, attempt.after),
+        "training": attempt.training,
+        **told,
+        **file.summary(after),
+        "baselines": [] if rivals_of is None else rival_rows(job, rivals_of, found, budget or after, files, heal_rival),
         "arch": str(run.path / "arch.json"),
         "weights": str(run.path / "weights.safetensors"),
+        "kept": None if kept is None else str(kept),
+        "report": str(run.path / "report.html"),
     }

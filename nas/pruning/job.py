@@ -1,20 +1,26 @@
 """What is to be pruned, on which data, by which table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compress.prune import Prunable, prepare
-from nas.data import Data
+from compress.finite import check_finite
+from compress.prune import Prunable, Pruned, prepare
+from nas.data import SPLITS, Data
 from nas.data import load as load_data
 from nas.evaluate import calibration_batches
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named
 from nas.progress import say
-from nas.tables import find_table, timed
+from nas.pruning.own_head import check_labelled, with_own_head
+from nas.runs import digest
+from nas.tables import find_table, table_path, timed
+from nas.target import Target
+from nas.train.retrain import Teacher
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import BlockSpec
 from search_spaces.errors import InputError
+from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
 
@@ -47,10 +53,42 @@ class Job:
     images: int
     parts: tuple[str, ...]
     seed: int
+    source: str = ""  # names the weights that the user gave
+    own_head: bool = False  # whether the classifier is still to be fitted to the data's classes
+
+    @property
+    def encoder(self) -> bool:
+        """Whether the network has no classifier, and so no accuracy."""
+        return _encoder(self.named.arch)
+
+    def fitted(self, out: Path) -> "Job":
+        """The same with a classifier that tells the data's classes apart, in the run folder `out` if it has to be fitted."""
+        if not self.own_head:
+            return self
+        network = with_own_head(self.network, self.data, self.source, out)
+        return replace(self, named=replace(self.named, network=network), network=network, own_head=False)
+
+    def dense(self) -> Pruned:
+        """The network as it is."""
+        arch, ms = self.named.arch, self.table.predict(self.named.arch).ms
+        return Pruned(arch, dict(self.network.state_dict()), ms, ms, 0.0, {}, whole_frame(arch))
+
+    def teacher(self, temperature: float = Teacher.temperature) -> Teacher:
+        """The dense network, to learn from."""
+        return Teacher(self.network, self.named.arch.classes, temperature=temperature)
 
     def measured(self, archs: Sequence[Arch]) -> list[dict[str, float]]:
-        """Milliseconds of networks in one interleaved run: the table's statistic, and the 90th percentile of the runs."""
-        return [{"measured_ms": t.ms, "measured_p90_ms": t.p90} for t in timed(archs, self.table, self.seed)]
+        """Milliseconds of networks in one interleaved run: the table's statistic, and median, mean and percentiles of the runs."""
+        return [
+            {
+                "measured_ms": timing.ms,
+                "measured_median_ms": timing.median,
+                "measured_mean_ms": timing.mean,
+                "measured_p90_ms": timing.p90,
+                "measured_p95_ms": timing.p95,
+            }
+            for timing in timed(archs, self.table, self.seed)
+        ]
 
     def prunable(self) -> Prunable:
         """What the images tell of the network."""
@@ -76,26 +114,33 @@ def job_of(
     """The job that a user's names describe; the rows that the target's table lacks are measured first.
 
     Raises:
-        InputError: no such network or data, no weights, another number of classes, or a table without the rows.
+        InputError: no such network or data, no weights or such as are not finite, labels out of range, classes without images
+            where a classifier is to be fitted, or a table of another target or without the rows.
     """
     named = network_named(name, weights=weights)
     if named.network is None:
         raise InputError(
             f"{name} has no weights to prune; give a run, a checkpoint, timm:NAME, hf:NAME, or --weights FILE"
         )
+    check_finite(named.network.state_dict())
     data = load_data(dataset, image_size=named.arch.image_size)
-    if data.classes != named.arch.classes:
-        raise InputError(
-            f"{name} tells {named.arch.classes} classes apart, {data.name} has {data.classes}; fit it first: nas retrain {name} "
-            f"--data {dataset}"
-        )
+    if not data.size("train"):
+        raise InputError(f"{data.name} has no training images to calibrate on; add some")
     named = named.seeing(data)
+    assert named.network is not None
+    source, encoder = digest(named.network.state_dict()), _encoder(named.arch)
+    own_head = not encoder and data.classes != named.arch.classes
+    if not encoder:
+        _check_labels(data)
+    if own_head:
+        check_labelled(data)
+        named = named.of_classes(data.classes)
     assert named.network is not None
     try:
         remains = Remains(named.arch, parts)
     except ValueError as error:
         raise InputError(f"{name} cannot be pruned: {error}") from error
-    prices = find_table(table, target, lambda: remains)
+    prices = _table(table, target, remains)
     prices.check_machine(foreign)
     lacking = prices.unpriced(remains.rows)
     if lacking:
@@ -103,4 +148,37 @@ def job_of(
             f"{prices.path.name} lacks {len(lacking)} rows of what may be left of {name}, such as {lacking[0].key}; pass "
             f"--target {prices.target.name} in its place, which measures them"
         )
-    return Job(named, named.network, data, prices, images, parts, seed)
+    return Job(named, named.network, data, prices, images, parts, seed, source, own_head)
+
+
+def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyTable:
+    """The table that is named, which must be of the target where that is named too, or this machine's of the target."""
+    if table is None or target is None:
+        return find_table(table, target, lambda: remains)
+    found = LatencyTable.load(table_path(table))
+    if found.target != Target.parse(target):
+        raise InputError(
+            f"{found.path.name} is for {found.target.name}, not for {target}; leave out --table or --target"
+        )
+    return found
+
+
+def _encoder(arch: Arch) -> bool:
+    """Whether a network has no classifier, and so no accuracy."""
+    return getattr(arch.blocks[-1], "classes", None) == 0
+
+
+def _check_labels(data: Data) -> None:
+    """Refuse labels that are no classes.
+
+    Raises:
+        InputError: there are such.
+    """
+    for split in SPLITS:
+        labels = data.labels(split)
+        wrong = labels[(labels < 0) | (labels >= data.classes)]
+        if len(wrong):
+            raise InputError(
+                f"{data.name} has {len(wrong)} labels in {split} that are none of its classes 0 to {data.classes - 1}, such as "
+                f"{wrong[0]}; mend them"
+            )

@@ -4,10 +4,11 @@ from typing import Any
 
 from compress.prune import Pruned
 from nas.cost import macs, params
-from nas.evaluate import accuracy
 from nas.peak_memory import peak_mb
 from nas.progress import say
+from nas.pruning.files import built
 from nas.pruning.job import Job, Milliseconds
+from nas.pruning.judge import judged
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 
@@ -17,34 +18,34 @@ PAYS = 0.5  # share of the MACs saved that must be saved in milliseconds, or the
 
 
 def outcome(
-    job: Job, found: Pruned, budget: float, before: dict[str, float], after: dict[str, float]
+    job: Job, found: Pruned, budget: float | None, before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
     """The summary of a run, but for its files; the test split is read here, once.
 
     Args:
         job: what was pruned.
         found: what is left of it.
-        budget: in ms.
+        budget: in ms, if there is one.
         before: times of the dense network.
         after: of what is left, measured in the same run.
     """
     arch = job.named.arch
-    left = found.arch.build().eval()
-    left.load_state_dict(found.weights)
+    left = built(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
+        "target": job.table.target.name,
         "budget_ms": budget,
-        "predicted_ms": job.table.predict(found.arch).ms,
+        "predicted_ms": job.table.predict(found.arch.keeping(adaptive=False)).ms,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
-        "before": _figures(arch, before, memory, accuracy(job.network, job.data, "test")),
-        "after": _figures(found.arch, after, memory, accuracy(left, job.data.at(found.arch.image_size), "test")),
+        "before": _figures(arch, before, memory, judged(job, job.network, "test")),
+        "after": _figures(found.arch, after, memory, judged(job, left, "test")),
         "blocks": _blocks(job, found),
     }
 
 
-def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float) -> dict[str, Any]:
+def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float | None) -> dict[str, Any]:
     return {"params": params(arch), "macs": macs(arch), **times, "peak_mb": memory[arch], "acc": acc}
 
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from nas.data import LARGEST, Data
 from nas.files import atomic_write
+from nas.processes import accelerator as start_accelerator
+from nas.processes import processes
 from nas.progress import progress
 from nas.train.scales import scaled_batches
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
-__all__ = ["Objective", "Recipe", "fit"]
+__all__ = ["Objective", "Recipe", "check_shared", "fit"]
 
 SMALLEST_SIDE = 32  # pixels: networks shrink their images up to 32-fold
 
@@ -97,11 +99,11 @@ def fit(
     With `recipe.ema` the model ends with the mean of its weights over the steps; the decay rises to the one asked for
     (timm's warm-up), so that the fresh weights of a short training are forgotten. `rates` are the largest learning rates
     of the parameters so named; all others have the recipe's, and their gradients are clipped apart from those.
+    Processes that torchrun started train together: each takes its share of every batch, and the first writes the checkpoint.
 
     Raises:
         InputError: the training split is smaller than one batch, or the loss is no longer finite.
     """
-    from accelerate import Accelerator
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
@@ -109,7 +111,7 @@ def fit(
         raise InputError(
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
     optimizer = create_optimizer_v2(groups, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
@@ -124,7 +126,7 @@ def fit(
     with progress(label, steps, done=step) as bar:
         for epoch in range(first, recipe.epochs):
             model.train()
-            for images, labels in _batches(data, recipe, epoch, step, accelerator.device):
+            for images, labels in _batches(data, recipe, epoch, step, accelerator):
                 schedule.step_update(step)
                 optimizer.zero_grad()
                 total = 0.0
@@ -140,9 +142,25 @@ def fit(
                 step += 1
                 bar.set_postfix(loss=f"{total:.3f}", refresh=False)
                 bar.update()
-            _save(checkpoint, parts, epoch + 1)
+            if accelerator.is_main_process:
+                _save(checkpoint, parts, epoch + 1)
+            accelerator.wait_for_everyone()
     if averaged is not None:
         plain.load_state_dict(averaged.module.state_dict())
+
+
+def check_shared(recipe: Recipe) -> None:
+    """Refuse a recipe that several processes cannot train by together.
+
+    Raises:
+        InputError: there are several, and images or depth change from batch to batch, or a batch cannot be shared out.
+    """
+    if processes() > 1 and (recipe.sides or recipe.mixed_depth):
+        raise InputError("--sides and --mixed-depth are of one process; start the command without torchrun")
+    if recipe.batch_size % processes():
+        raise InputError(
+            f"{processes()} processes cannot share a batch of {recipe.batch_size} images; give --batch-size a multiple of them"
+        )
 
 
 def _groups(model: nn.Module, recipe: Recipe, rates: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -173,19 +191,25 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> A
     )
 
 
-def _batches(
-    data: Data, recipe: Recipe, epoch: int, first: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels of an epoch, whose first step is `first`, as the objective gets them: resized and mixed."""
+def _batches(data: Data, recipe: Recipe, epoch: int, first: int, accelerator: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of an epoch, whose first step is `first`, as the objective gets them: resized and mixed.
+
+    Of several processes each gets its share of every batch, and mixes that by draws of its own.
+    """
+    from accelerate.data_loader import prepare_data_loader
+
     from nas.train.mixing import mixed, mixer
 
     plan = recipe.batches(data, epoch)
     source, sizes = (data.native(), [size for _, size in plan]) if recipe.sides else (data, recipe.batch_size)
     loader = source.loader("train", sizes, seed=recipe.draw_seed(epoch), augment=recipe.augment)
+    count, own = accelerator.num_processes, accelerator.process_index
+    if count > 1:
+        loader = prepare_data_loader(loader, num_processes=count, process_index=own, split_batches=True)
     mix = mixer(recipe.mixup, recipe.cutmix, data.classes) if recipe.mixup or recipe.cutmix else None
     for step, ((side, _), (images, labels)) in enumerate(zip(plan, loader, strict=True), first):
-        images, labels = resized(images.to(device), side), labels.to(device)
-        yield (images, labels) if mix is None else mixed(images, labels, mix, recipe.seed, step)
+        images, labels = resized(images.to(accelerator.device), side), labels.to(accelerator.device)
+        yield (images, labels) if mix is None else mixed(images, labels, mix, recipe.seed, step * count + own)
 
 
 def _save(path: Path, parts: Mapping[str, Any], epoch: int) -> None:

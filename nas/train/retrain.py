@@ -1,6 +1,7 @@
 """Retraining one network, with distillation from a teacher where there is one."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from compress.losses import distillation
 from nas.data import Data
 from nas.evaluate import accuracy
+from nas.processes import accelerator, leads, processes
 from nas.runs import Run, digest
-from nas.train.loop import Objective, Recipe, fit
+from nas.train.loop import Objective, Recipe, check_shared, fit
 from nas.train.variants import accuracy_by_loops, check_depths, step_logits
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
@@ -96,20 +98,24 @@ def retrain(
     """Train `arch` from the weights `start`, or from fresh ones, into the run folder `out`; returns the run's summary.
 
     Images larger than the network's are resized for it; a teacher sees them as they are. The accuracy reported is on search-validation; the test split stays unread. With `recipe.mixed_depth`, `by_loops` holds
-    that of every loop count.
+    that of every loop count. Processes that torchrun started train it together; the first writes and evaluates, for the others
+    the summary is empty.
 
     Raises:
         InputError: network, data, recipe or teacher do not fit each other, or `out` holds another run.
     """
     check_fit(arch, data, recipe, teacher)
-    run = Run.start(out, "retrain", asked(arch, data, recipe, start, teacher), resume=resume)
+    check_shared(recipe)
+    run = _begun(out, asked(arch, data, recipe, start, teacher), resume)
     if run.summary is not None:
         return run.summary
-    with run.locked():
+    with run.locked() if leads() else nullcontext():
         network = fresh_network(arch, recipe.seed)
         if start is not None:
             network.load_state_dict(start)
         fit(network, supervised(recipe, teacher, arch), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        if not leads():
+            return {}
         own = data.at(arch.image_size)
         depths = {"by_loops": accuracy_by_loops(network, arch, own, recipe.seed)} if recipe.mixed_depth else {}
         run.save_network(arch, network.state_dict())
@@ -117,6 +123,15 @@ def retrain(
         summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
+
+
+def _begun(out: Path, config: dict[str, Any], resume: bool) -> Run:
+    """The run, which the first of several processes begins, and the others find."""
+    if processes() == 1:
+        return Run.start(out, "retrain", config, resume=resume)
+    run = Run.start(out, "retrain", config, resume=resume) if leads() else None
+    accelerator().wait_for_everyone()
+    return run or Run.open(out, "retrain")
 
 
 def asked(

@@ -12,6 +12,7 @@ from compress import budget_loss, calibrate, counts_of, curve_of, hold, threshol
 from compress.token_losses import Curve
 from nas.data import Data
 from nas.evaluate import accuracy, calibration_batches
+from nas.processes import processes
 from nas.runs import Run
 from nas.train.loop import Objective, Recipe, fit
 from nas.train.retrain import Teacher, asked, check_fit, fresh_network
@@ -76,13 +77,18 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         target: mean cost over the images; by default what the network costs with the numbers of patches in its specs.
 
     Raises:
-        InputError: the network drops nothing, or costs more than `target` with one patch of each image, or less with all.
+        InputError: the network drops nothing, or fuses or merges patches, or costs more than `target` with one patch of each image, or less with all.
         MissingLatency: `prices` lacks rows of the network.
     """
     if not arch.locations:
         raise InputError(
             f"network {arch.id} has no pruning location that could have a threshold; give one with token_prune blocks, such as "
             "asvit_deit_tiny"
+        )
+    if arch.rest != "dropped":
+        raise InputError(
+            f"patches of network {arch.id} are {arch.rest}, in fixed numbers, and thresholds are for dropped ones; train it without "
+            "--thresholds, or leave rest out of its token_prune blocks"
         )
     places = [state for state in (arch.states[place] for place in arch.locations) if isinstance(state, Tokens)]
     total = places[0].grid[0] * places[0].grid[1]
@@ -179,11 +185,13 @@ def learn_thresholds(
         `mean_cost`, `p95_cost` and `kept`, mean numbers of patches, on images of search-validation; `thresholds`; `weights`.
 
     Raises:
-        InputError: network, data, recipe or teacher do not fit each other, or `out` holds another run.
+        InputError: network, data, recipe or teacher do not fit each other, `out` holds another run, or several processes are at work.
     """
     arch = arch.keeping(adaptive=True)
     if recipe.sides or recipe.mixed_depth:
         raise InputError("thresholds are learned at one size and depth; leave out --sides and --mixed-depth")
+    if processes() > 1:
+        raise InputError("thresholds are learned in one process; start the command without torchrun")
     check_fit(arch, data, recipe, teacher)
     if teacher is None and start is not None:
         teacher = dense_teacher(arch, start, data)

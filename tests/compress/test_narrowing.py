@@ -5,7 +5,7 @@ import torch
 
 from compress.narrowing import narrowings
 from search_spaces.arch import Arch, Network
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Stem
 
 WIDTH, RANK = 32, 12
 
@@ -57,6 +57,13 @@ def test_directions_that_are_not_there_cost_nothing(residual: str, pool: str, di
         found, narrow = run(made, width, unseen)
         assert torch.allclose(found, wanted, atol=3e-4) and wanted.std() > 0.1
         assert narrow.blocks[0].proj.weight.shape[0] == width and narrow.blocks[3].mlp.fc1.weight.shape == (64, width)
+
+
+def test_a_stem_stays_as_it_is() -> None:
+    block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
+    made = Arch(32, 3, (Stem(8, 3), Patch(16, 1), Position(), block, Head(5))).build().eval()
+    _, narrow = run(made, 8, IMAGES[0])
+    assert torch.equal(narrow.blocks[0].state_dict()["conv1.weight"], made.blocks[0].state_dict()["conv1.weight"])
 
 
 def test_a_full_stream_loses_less_than_by_cutting_channels() -> None:

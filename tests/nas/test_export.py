@@ -16,7 +16,7 @@ from compress import calibrate, counts_of, thresholds_of
 from nas.cli.main import app
 from nas.export import _margin, check_onnx, export_onnx
 from nas.networks import Named
-from nas.runtimes.onnxruntime import batch_of
+from nas.runtimes.onnxruntime import batch_of, from_file
 from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
 from nas.train.retrain import fresh_network
@@ -150,6 +150,15 @@ def test_every_gelu_is_fused(tmp_path: Path) -> None:
     assert not [node for node in nodes if node.op_type == "Erf"]
     fused = [node for node in nodes if node.domain == "com.microsoft" and node.op_type.endswith("Gelu")]
     assert len(fused) == 3
+
+
+def test_the_gelu_by_tanh_is_fused_too(tmp_path: Path) -> None:
+    arch = Arch(32, 3, (Patch(16, 8), MB3D(2, 8, 8, 2, residual="plain", bias=False, mlp="gelu_tanh"), Head(4)))
+    path = export_onnx(fresh_network(arch, 0), arch.example(), tmp_path / "a.onnx")
+    session = from_file(path, SINGLE)
+    operators = [node.op_type for node in onnx.load(session._graph).graph.node]
+    assert "FastGelu" in operators and "Tanh" not in operators
+    assert check_onnx(path, fresh_network(arch, 0).eval(), arch.example(4), SINGLE).max_abs_diff < 1e-5
 
 
 SINGLE = Target.parse("cpu-ort-fp32-b1-t1")

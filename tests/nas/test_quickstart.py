@@ -50,7 +50,7 @@ SCRIPT = """
         at_first = 1 if replaced or rounds > ROUNDS else 10
         slower = [1.5 if file in slow[0] else at_first for file in files]
         found = [by * ms for by, ms in zip(slower, steady(files, table, seed), strict=True)]
-        return [Timing(ms, ms, ms, ms, ms, rounds, 1.0, 0.0) for ms in found]
+        return [Timing(ms, ms, ms, ms, ms, rounds, 1.0, 0.0, ms, ms) for ms in found]
     nas.quickstart.measured_ms, nas.quickstart.timed = steady, timed
     small = Settings(space="hybrid_toy", data="toy", shares=(0.7, 0.8, 0.9), trials=16, supernet_epochs=2, epochs=1, rounds=4)
     print(json.dumps(Quickstart(small, Path(sys.argv[1]), resume=True)()))

@@ -1,0 +1,118 @@
+"""The files of a run: what is left as ONNX, checked against its network, and timed beside the dense one's in a process of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas.elsewhere import time_elsewhere
+from nas.evaluate import calibration_batches
+from nas.export import SUFFIX, Checked, check_onnx, export_onnx
+from nas.files import atomic_write
+from nas.latency import LatencyTable
+from nas.pruning.job import Job
+from nas.runtimes import RUNTIMES
+from nas.runtimes.quantise import quantise
+from nas.target import Target
+from nas.timing import ROUNDS, Timing, settled
+from search_spaces.arch import Arch, Network
+
+__all__ = ["Delivered", "Files", "built", "quantised", "retimed"]
+
+ONNX, INT8, DENSE = "model.onnx", "model.int8.onnx", "dense.onnx"
+CHECKED, CALIBRATING = 1000, 64  # search-validation images to compare on; training images that tell ranges for int8
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The exported network."""
+
+    path: Path  # in float, whatever the target's numbers
+    checked: Checked
+    timed: Path | None  # the file that was timed: in int8 where the target is; None where its runtime reads no ONNX
+    ms: float | None
+
+    def over(self, budget: float) -> bool:
+        """Whether the file was timed, and takes longer than `budget` ms."""
+        return self.ms is not None and self.ms > budget
+
+    def summary(self, measured_ms: float) -> dict[str, Any]:
+        """What a run's summary says of it; `measured_ms` is what the network took when it was chosen."""
+        return {
+            "onnx": str(self.path),
+            "onnx_max_abs_diff": self.checked.max_abs_diff,
+            "onnx_top1_agreement": self.checked.top1_agreement,
+            "onnx_timed": None if self.timed is None else str(self.timed),
+            "onnx_measured_ms": self.ms,
+            "agrees": None if self.ms is None else self.ms / measured_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run's files go."""
+
+    job: Job
+    out: Path  # the run's folder
+    scratch: Path  # of what is not kept
+
+    def delivered(self, arch: Arch, weights: Mapping[str, Tensor]) -> Delivered:
+        """Export a network to `model.onnx`, compare the file with it, and time it beside the dense network's where the target runs such files.
+
+        Raises:
+            InputError: file and network disagree, or the process that times was killed.
+        """
+        target, path = self.job.table.target, self.out / ONNX
+        checked = self._exported(built(arch, weights), path)
+        if SUFFIX not in RUNTIMES[target.runtime].files:
+            return Delivered(path, checked, None, None)
+        timed = quantised(self.job, arch, path, self.out / INT8) if target.dtype == "int8" else path
+        _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)
+        return Delivered(path, checked, timed, timing.ms)
+
+    @cached_property
+    def dense(self) -> Path:
+        """The dense network's file, in the target's numbers."""
+        path, arch = self.scratch / DENSE, self.job.named.arch
+        self._exported(self.job.network, path)
+        return quantised(self.job, arch, path, path) if self.job.table.target.dtype == "int8" else path
+
+    def _exported(self, network: Network, path: Path) -> Checked:
+        arch = network.arch
+        batch = self.job.table.target.batch if arch == arch.keeping(adaptive=False) else 1
+        export_onnx(network, arch.example(batch), path)
+        data = self.job.data.at(arch.image_size)
+        images = torch.cat([images for images, _ in data.loader("val", 250, limit=CHECKED)])
+        return check_onnx(path, network, images, Target("cpu", "ort", "fp32", batch, threads=1))
+
+
+def built(arch: Arch, weights: Mapping[str, Tensor]) -> Network:
+    """The network with these weights, in eval mode."""
+    network = arch.build().eval()
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def quantised(job: Job, arch: Arch, source: Path, path: Path) -> Path:
+    """The ONNX file `source` of a network `arch` in int8, its ranges told by training images; written to `path`."""
+    data, batch = job.data.at(arch.image_size), job.table.target.batch
+    images = torch.cat([images for images, _ in calibration_batches(data, job.seed, max(CALIBRATING, batch))])
+    whole = images[: max(CALIBRATING // batch, 1) * batch]
+    atomic_write(path, quantise(source.read_bytes(), (part.numpy() for part in torch.split(whole, batch))))
+    return path
+
+
+def retimed(files: Sequence[Path], table: LatencyTable, seed: int, rounds: int = ROUNDS) -> list[Timing]:
+    """Each file, timed now in a process that has nothing else open, in turns with the others and at the table's clock.
+
+    Raises:
+        InputError: a file is not a network for the table's target, or the process was killed.
+    """
+    clock = table.reference_ms
+    visits = time_elsewhere(files, table.reference, table.target, rounds=rounds, seed=seed, floor=clock)
+    timings = settled(visits, rounds, table.statistic, clock)
+    return [timings[str(file)] for file in files]

@@ -1,0 +1,111 @@
+"""Training of what pruning left, with the dense network as its teacher."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.prune import Pruned
+from nas.progress import say
+from nas.pruning.job import Job
+from nas.pruning.rivals import Heal
+from nas.pruning.thresholds import learned
+from nas.train.features import follow_features
+from nas.train.loop import Recipe
+from nas.train.retrain import load_network, retrain
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D
+from search_spaces.errors import InputError
+from search_spaces.states import Tokens
+
+__all__ = ["Healing", "heal", "healer", "usual_rate"]
+
+RATE = 0.032
+"""Learning rate times embedding width: Adam's goes with one over the width (muP, arXiv 2203.03466, table 3)."""
+
+
+@dataclass(frozen=True)
+class Healing:
+    """How long and how fast to train what is left; the settings of `Recipe` and whether thresholds are learned."""
+
+    epochs: int = 0  # 0: calibration alone
+    batch_size: int = 64
+    lr: float | None = None  # None: `usual_rate`
+    weight_decay: float = 1e-6  # AS-ViT's
+    ema: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    adaptive: bool = False  # numbers of patches that differ from image to image, where tokens are dropped
+
+    def __post_init__(self) -> None:
+        """Refuse settings of a training that is not asked for, and a number of epochs that is none."""
+        if self.epochs < 0:
+            raise InputError(f"--train-epochs must be at least 0, got {self.epochs}")
+        changed = [field.name.replace("_", "-") for field in fields(self) if getattr(self, field.name) != field.default]
+        if changed and not self.epochs:
+            raise InputError(f"--{changed[0]} is of the training; add --train-epochs N")
+
+    def recipe(self, arch: Arch, seed: int) -> Recipe:
+        """Settings of the loop for what is left of `arch`. The teacher's scores are what softens the labels.
+
+        Raises:
+            InputError: one of them means nothing.
+        """
+        lr = usual_rate(arch) if self.lr is None else self.lr
+        rest = {
+            name: getattr(self, name) for name in ("epochs", "batch_size", "weight_decay", "ema", "mixup", "cutmix")
+        }
+        return Recipe(lr=lr, smoothing=0.0, seed=seed, **rest)
+
+    def described(self) -> dict[str, Any] | None:
+        """What a run's config says of it; None without training."""
+        return asdict(self) if self.epochs else None
+
+
+def usual_rate(arch: Arch) -> float:
+    """The learning rate for a trained ViT that is to be trained on: 5e-4 for 64 channels, 8.3e-5 for 384."""
+    widths = [s.channels for spec, s in arch.steps() if isinstance(spec, MB3D) and isinstance(s, Tokens)]
+    return RATE / widths[0]
+
+
+def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) -> tuple[Pruned, dict[str, Any]]:
+    """What is left, trained in the run folder `out`, and what its training came to; a run that is done is read.
+
+    Labels and the dense network's scores teach it; an encoder its features alone. `budget` in ms is what thresholds keep
+    to, if they are asked for.
+
+    Raises:
+        InputError: `out` holds another run, or the training does not fit the data.
+    """
+    recipe, summary = healing.recipe(job.named.arch, job.seed), None
+    if healing.adaptive and found.arch.locations:
+        summary = learned(job, found, recipe, out, budget)
+    if healing.adaptive and summary is None:
+        say("what is left drops no tokens, or need not for the budget: there are no thresholds to learn")
+    if summary is None:
+        summary = _trained(job, found.arch, found.weights, recipe, out)
+    job.network.cpu()  # where it taught on another device
+    network, arch, _ = load_network(out)
+    told = {name: value for name, value in summary.items() if name != "weights"}
+    left = replace(found, arch=arch, weights=dict(network.state_dict()))
+    return left, {"epochs": recipe.epochs, "lr": recipe.lr, **told}
+
+
+def healer(job: Job, folder: Path, healing: Healing) -> Heal | None:
+    """What trains rivals as the result is trained, each in a run of its own in the folder; None without training."""
+    if not healing.epochs:
+        return None
+
+    def train(name: str, arch: Arch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        _trained(job, arch, weights, healing.recipe(job.named.arch, job.seed), folder / name)
+        job.network.cpu()
+        return dict(load_network(folder / name)[0].state_dict())
+
+    return train
+
+
+def _trained(job: Job, arch: Arch, weights: Mapping[str, Tensor], recipe: Recipe, out: Path) -> dict[str, Any]:
+    train = follow_features if job.encoder else retrain
+    return train(arch, job.data, recipe, out, teacher=job.teacher(), start=dict(weights), resume=True)

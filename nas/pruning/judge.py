@@ -1,0 +1,49 @@
+"""How good a network is in the numbers that its target computes with."""
+
+import tempfile
+from pathlib import Path
+
+from compress.prune import Pruned
+from nas.data import Split
+from nas.evaluate import accuracy
+from nas.export import SUFFIX, export_onnx
+from nas.pruning.files import built, quantised
+from nas.pruning.job import Job
+from nas.runtimes import RUNTIMES
+from nas.scratch import scratch_dir
+from search_spaces.arch import Network
+
+__all__ = ["judged", "val_accuracy"]
+
+BATCH = 250
+
+
+def judged(job: Job, network: Network, split: Split) -> float | None:
+    """Share of a split's images whose best class is the label; on an int8 target that of the int8 file. None for an encoder."""
+    if job.encoder:
+        return None
+    if job.table.target.dtype == "int8":
+        return _in_int8(job, network, split)
+    return accuracy(network, job.data.at(network.arch.image_size), split)
+
+
+def val_accuracy(job: Job, found: Pruned) -> float:
+    """Of what is left of a network with a classifier, on search-validation."""
+    acc = judged(job, built(found.arch, found.weights), "val")
+    assert acc is not None, "an encoder has no accuracy"
+    return acc
+
+
+def _in_int8(job: Job, network: Network, split: Split) -> float:
+    """That of the file in int8 that would be delivered, in the target's runtime."""
+    target, arch = job.table.target, network.arch
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir()) as folder:
+        path = export_onnx(network, arch.example(target.batch), Path(folder) / f"network{SUFFIX}")
+        session = RUNTIMES[target.runtime].from_file(quantised(job, arch, path, path), target)
+        data = job.data.at(arch.image_size)
+        hits = [
+            int((session.run(images.numpy()).argmax(1) == labels.numpy()).sum())
+            for images, labels in data.loader(split, BATCH)
+        ]
+        session.close()
+    return sum(hits) / data.size(split)

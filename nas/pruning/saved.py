@@ -1,0 +1,57 @@
+"""What a run is to find again after a kill: what calibration alone gave, in a run folder of its own, and what was measured."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compress.prune import Pruned
+from compress.slicing import BlockSize
+from nas.files import read_json, write_json
+from nas.runs import Run
+from search_spaces.spaces.frames import Frame
+
+__all__ = ["Times", "remembered", "saved"]
+
+Times = dict[str, float]
+"""Of a network: `measured_ms`, `measured_p90_ms`."""
+
+
+def saved(
+    out: Path, config: dict[str, Any], make: Callable[[], tuple[Pruned, list[Times]]]
+) -> tuple[Pruned, list[Times]]:
+    """What `make` gives, or gave before where the run folder `out` is done.
+
+    Raises:
+        InputError: `out` holds a run of another config.
+    """
+    run = Run.start(out, "prune", config, resume=True)
+    with run.locked():
+        if run.summary is None:
+            found, times = make()
+            run.save_network(found.arch, found.weights)
+            run.finish({"cost": found.cost, **_described(found), "times": times})
+            return found, times
+        told = run.summary
+    sizes = {int(position): None if size is None else BlockSize(**size) for position, size in told["sizes"].items()}
+    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"]))})
+    found = Pruned(run.arch(), run.weights(), told["cost"], told["dense_cost"], told["divergence"], sizes, frame)
+    return found, told["times"]
+
+
+def _described(found: Pruned) -> dict[str, Any]:
+    sizes = {str(position): None if size is None else asdict(size) for position, size in found.sizes.items()}
+    return {
+        "dense_cost": found.dense_cost,
+        "divergence": found.divergence,
+        "sizes": sizes,
+        "frame": asdict(found.frame),
+    }
+
+
+def remembered(path: Path, value: float | Callable[[], float]) -> float:
+    """The number in a file, which is written first: measured again it would differ, and with it what follows from it."""
+    if not path.exists():
+        write_json(path, value() if callable(value) else value)
+    found: float = read_json(path)
+    return found

@@ -1,0 +1,79 @@
+"""What a summary says as tables, for the terminal and for the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Sheet", "print_sheets", "sheets"]
+
+FIGURES = {  # by their names in `before` and `after`: what they are called, and how they are written
+    "params": ("parameters", "{:,}"),
+    "macs": ("MACs", "{:,}"),
+    "measured_ms": ("measured ms", "{:.4g}"),
+    "measured_median_ms": ("median", "{:.4g}"),
+    "measured_mean_ms": ("mean", "{:.4g}"),
+    "measured_p95_ms": ("p95", "{:.4g}"),
+    "peak_mb": ("peak MB", "{:.1f}"),
+    "acc": ("test accuracy", "{:.2%}"),
+}
+RIVAL = ("params", "macs", "measured_ms", "acc")  # of these, what is said of a rival
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def sheets(summary: dict[str, Any]) -> list[Sheet]:
+    """Before and after, block by block, and beside its rivals where the run has them."""
+    found = [_figures(summary), _blocks(summary)]
+    return [*found, _rivals(summary)] if summary.get("baselines") else found
+
+
+def _figures(summary: dict[str, Any]) -> Sheet:
+    before, after = summary["before"], summary["after"]
+    rows = [
+        (label, form.format(before[name]), form.format(after[name]), _change(before[name], after[name], name))
+        for name, (label, form) in FIGURES.items()
+        if before[name] is not None  # encoders have no accuracy
+    ]
+    return Sheet("before and after", ("", "before", "after", "change"), rows)
+
+
+def _change(before: float, after: float, name: str) -> str:
+    """Accuracies differ by points; of all else the share counts."""
+    return f"{100 * (after - before):+.2f} points" if name == "acc" else f"{after / before - 1:+.1%}"
+
+
+def _blocks(summary: dict[str, Any]) -> Sheet:
+    rows = [
+        (str(row["block"]), row["left"] or "left out", f"{row['macs_share']:.0%}", f"{row['ms_share']:.0%}")
+        for row in summary["blocks"]
+    ]
+    return Sheet("what is left of each block", ("block", "left", "MACs", "milliseconds"), rows)
+
+
+def _rivals(summary: dict[str, Any]) -> Sheet:
+    rows = [
+        (row["name"], *("" if row[name] is None else FIGURES[name][1].format(row[name]) for name in RIVAL), row["note"])
+        for row in summary["baselines"]
+    ]
+    return Sheet("beside its rivals, timed in one run", ("network", *(FIGURES[name][0] for name in RIVAL), ""), rows)
+
+
+def print_sheets(summary: dict[str, Any]) -> None:
+    """The tables on stderr: stdout is for the result."""
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if Console(stderr=True).is_terminal else 200
+    console = Console(stderr=True, width=width, markup=False)  # brackets are meant
+    for sheet in sheets(summary):
+        table = Table(*sheet.header, title=sheet.title)
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)

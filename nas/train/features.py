@@ -1,0 +1,78 @@
+"""Training an encoder, which has no classes, to give the features of another."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress import feature_distance
+from nas.data import Data
+from nas.runs import Run
+from nas.train.loop import Objective, Recipe, fit
+from nas.train.retrain import Teacher, asked, fresh_network
+from search_spaces.arch import Arch, Network
+from search_spaces.errors import InputError
+from search_spaces.resize import resized
+
+__all__ = ["follow_features"]
+
+BATCH = 250
+
+
+def follow_features(
+    arch: Arch,
+    data: Data,
+    recipe: Recipe,
+    out: Path,
+    teacher: Teacher,
+    *,
+    start: dict[str, Tensor],
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train the encoder `arch` from the weights `start` into the run folder `out`, by a teacher alone; returns the run's summary.
+
+    Returns:
+        `val_distance`, see `compress.feature_distance`, on search-validation; `weights`.
+
+    Raises:
+        InputError: teacher and network give other numbers of features, or `out` holds another run.
+    """
+    if teacher.classes != arch.classes:
+        raise InputError(f"the teacher gives {teacher.classes} features, the network {arch.classes}; choose another")
+    run = Run.start(out, "retrain", asked(arch, data, recipe, start, teacher), resume=resume)
+    if run.summary is not None:
+        return run.summary
+    with run.locked():
+        network = fresh_network(arch, recipe.seed)
+        network.load_state_dict(start)
+        fit(network, _following(teacher, arch, recipe), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        run.save_network(arch, network.state_dict())
+        found = {"val_distance": _distance(network, arch, teacher, data)}
+        summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
+        (out / "checkpoint.pt").unlink()
+    return summary
+
+
+def _following(teacher: Teacher, arch: Arch, recipe: Recipe) -> Objective:
+    def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        yield feature_distance(model(resized(images, arch.image_size)), teacher.scores(images, recipe, step))
+
+    return losses
+
+
+@torch.no_grad()
+def _distance(network: Network, arch: Arch, teacher: Teacher, data: Data) -> float:
+    """Mean over the batches of search-validation."""
+    network.eval()
+    device = next(network.parameters()).device
+    teacher.network.eval().to(device)
+    found, seen = 0.0, 0
+    for images, _ in data.loader("val", BATCH):
+        images = images.to(device)
+        found += len(images) * float(
+            feature_distance(network(resized(images, arch.image_size)), teacher.network(images))
+        )
+        seen += len(images)
+    return found / seen

@@ -1,0 +1,274 @@
+"""Training inside `nas prune`: it heals, goes on after a kill, follows features or thresholds, and fits a head of its own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from compress import feature_distance
+from nas.evaluate import accuracy
+from nas.launch import evaluate_network, retrain_network
+from nas.networks import network_named
+from nas.pruning import Healing, prune_network
+from nas.pruning.heal import heal, healer, usual_rate
+from nas.pruning.job import Job, job_of
+from nas.pruning.own_head import _best, _features, _layers, with_own_head
+from nas.runs import Run, digest, load_weights, save_weights
+from nas.train import loop
+from nas.train.loop import Recipe
+from nas.train.retrain import fresh_network, load_network
+from search_spaces import Arch, InputError, zoo
+from search_spaces.blocks import ClassToken, Head, TokenPrune
+from tests.nas.pruning_toy import (
+    ARCH,
+    BLOCK,
+    ENCODER,
+    FIXED,
+    IMAGES,
+    PARTS,
+    THRESHOLDS,
+    Prices,
+    priced,
+    trained_vit,
+    with_head,
+)
+from tests.nas.toy import toy
+
+HEALING = Healing(epochs=2, batch_size=32)
+HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_vit(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(autouse=True)
+def prices() -> Iterator[None]:
+    with priced():
+        yield
+
+
+@pytest.fixture(scope="module")
+def healed(vit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("runs") / "healed"
+    with priced():
+        return prune_network(str(vit), "toy", out, speedup=2.5, healing=HEALING, **HOW), out
+
+
+def test_training_heals_what_calibration_lost(healed: tuple[dict[str, Any], Path], vit: Path) -> None:
+    found, out = healed
+    calibrated, arch, _ = load_network(out / "calibrated", "prune")
+    trained, same, run = load_network(out / "trained")
+    assert arch == same == Run.open(out).arch() and digest(Run.open(out).weights()) == digest(trained.state_dict())
+    lost, left = (accuracy(network, toy(IMAGES), "val") for network in (calibrated, trained))
+    assert left > lost + 0.02 and found["training"]["val_acc"] == left
+    assert found["after"]["acc"] == accuracy(trained, toy(IMAGES), "test")
+    assert run.config["teacher"]["weights"] == digest(load_weights(vit)), "the dense network teaches"
+    assert run.config["start"] == digest(calibrated.state_dict())
+    assert found["training"]["lr"] == run.config["recipe"]["lr"] == usual_rate(ARCH) == 0.032 / 32
+    assert found["after"]["measured_ms"] <= found["budget_ms"] and found["fitted_head"] is None
+
+
+def test_a_killed_training_goes_on_and_calibrates_no_more(
+    healed: tuple[dict[str, Any], Path], vit: Path, tmp_path: Path
+) -> None:
+    save = loop._save
+
+    def killed(path: Path, parts: Any, epoch: int) -> None:
+        save(path, parts, epoch)
+        raise KeyboardInterrupt
+
+    how = {"speedup": 2.5, "healing": HEALING, **HOW}
+    with patch("nas.train.loop._save", killed), pytest.raises(KeyboardInterrupt):
+        prune_network(str(vit), "toy", tmp_path / "run", **how)
+    assert (tmp_path / "run" / "trained" / "checkpoint.pt").exists() and Run.open(tmp_path / "run").summary is None
+    with patch("nas.pruning.job.prepare", side_effect=AssertionError("calibrated again")):
+        found = prune_network(str(vit), "toy", tmp_path / "run", resume=True, **how)
+    whole, out = healed
+    assert digest(Run.open(tmp_path / "run").weights()) == digest(Run.open(out).weights())
+    assert found["training"] == whole["training"] and found["after"] == whole["after"]
+    with pytest.raises(InputError, match="holds a run with healing"):
+        prune_network(str(vit), "toy", out, resume=True, **{**how, "healing": replace(HEALING, lr=1e-3)})
+
+
+def test_each_setting_of_the_training_reaches_its_run(vit: Path, tmp_path: Path) -> None:
+    given = Healing(1, 64, 1e-4, 0.1, 0.9, 0.8, 1.0)
+    prune_network(str(vit), "toy", tmp_path / "run", speedup=1.5, healing=given, **HOW, seed=3)
+    recipe = Run.open(tmp_path / "run" / "trained").config["recipe"]
+    wanted = Recipe(1, 64, 1e-4, 0.1, smoothing=0.0, seed=3, ema=0.9, mixup=0.8, cutmix=1.0)
+    assert recipe == {**vars(wanted), "sides": []}
+
+
+def test_what_is_left_is_retrained_at_length_by_the_other_command(
+    healed: tuple[dict[str, Any], Path], vit: Path, tmp_path: Path
+) -> None:
+    _, out = healed
+    found = retrain_network(str(out), "toy", Recipe(1, 32, 1e-4), tmp_path / "long", teacher=str(out / "trained"))
+    assert found["test_acc"] > 0.5 and load_network(tmp_path / "long")[1] == network_named(str(out)).arch
+
+
+@pytest.fixture(scope="module")
+def encoder(vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_weights(path, with_head(load_weights(vit), ENCODER), ENCODER)
+    return path
+
+
+def test_an_encoder_follows_the_features_of_the_dense_one(encoder: Path, tmp_path: Path) -> None:
+    how = {"speedup": 2.5, "healing": HEALING, **HOW}
+    found = prune_network(str(encoder), "toy", tmp_path / "run", **how)
+    images = torch.cat([images for images, _ in toy(IMAGES).loader("val", 250)])
+    dense = network_named(str(encoder)).network
+    assert dense is not None and found["before"]["acc"] is None and found["after"]["acc"] is None
+    lost, left = (
+        float(feature_distance(load_network(tmp_path / "run" / name, kind)[0](images), dense(images)).detach())
+        for name, kind in (("calibrated", "prune"), ("trained", "retrain"))
+    )
+    assert left < lost and found["training"]["val_distance"] == pytest.approx(left, rel=0.1)
+    assert (tmp_path / "run" / "report.html").is_file()
+    with pytest.raises(InputError, match="--max-drop is of accuracy"):
+        prune_network(str(encoder), "toy", tmp_path / "floor", max_drop=0.1, **HOW)
+
+
+def token_pruned(vit: Path) -> tuple[Arch, dict[str, torch.Tensor]]:
+    """The toy's ViT without half of its patches behind the first block, with weights where they belong then."""
+    blocks = ARCH.blocks
+    arch = replace(ARCH, blocks=(*blocks[:4], TokenPrune(6), *blocks[4:]))
+    held = load_weights(vit)
+
+    def moved(name: str) -> str:
+        _, number, rest = name.split(".", 2)
+        return name if int(number) < 4 else f"blocks.{int(number) - 1}.{rest}"
+
+    return arch, {name: held[moved(name)] for name in arch.build().state_dict()}
+
+
+@pytest.fixture
+def job(vit: Path) -> Job:
+    return job_of(str(vit), "toy", None, Prices().target.name, None, 64, PARTS, 0, False)
+
+
+def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_path: Path) -> None:
+    arch, weights = token_pruned(vit)
+    found = replace(job.dense(), arch=arch, weights=weights)
+    budget = job.table.predict(arch).ms
+    left, told = heal(job, found, tmp_path / "t", replace(HEALING, adaptive=True), budget)
+    assert left.arch.keeping(adaptive=True) == left.arch and told["cost_unit"] == "ms" and told["target_cost"] == budget
+    curve = job.table.curve(arch)
+    counts = torch.tensor([[float(told["kept"][0])]])
+    assert told["held_cost"] <= budget and told["mean_cost"] == pytest.approx(
+        float(curve(list(counts))) + THRESHOLDS, rel=0.01
+    )
+    assert told["mean_cost"] - THRESHOLDS < job.table.predict(ARCH).ms - FIXED and told["val_acc"] > 0.5
+    assert Run.open(tmp_path / "t").config["teacher"]["weights"] == digest(job.network.state_dict())
+    loose, _ = heal(job, found, tmp_path / "loose", replace(HEALING, adaptive=True), 100.0)
+    assert loose.arch == arch, "a budget that all patches hold needs no thresholds"
+
+
+def test_rivals_are_trained_as_the_result_is(job: Job, tmp_path: Path) -> None:
+    assert healer(job, tmp_path, Healing()) is None
+    train = healer(job, tmp_path, HEALING)
+    assert train is not None
+    smaller = replace(ARCH, blocks=(*ARCH.blocks[:4], ARCH.blocks[-1]))
+    weights = train("uniform", smaller, dict(fresh_network(smaller, 0).state_dict()))
+    assert digest(weights) == digest(load_network(tmp_path / "uniform")[0].state_dict())
+    assert Run.open(tmp_path / "uniform").config["recipe"]["epochs"] == HEALING.epochs
+
+
+TEN = ARCH.with_classes(10)
+
+
+@pytest.fixture(scope="module")
+def ten(vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy's ViT with a head of ten classes that it never learned."""
+    path = tmp_path_factory.mktemp("ten") / "ten.safetensors"
+    save_weights(path, with_head(load_weights(vit), TEN), TEN)
+    return path
+
+
+def test_other_classes_get_a_head_of_their_own(ten: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = prune_network(str(ten), "toy", tmp_path / "run", speedup=1.5, **HOW)
+    assert found["before"]["acc"] > 0.8 and found["fitted_head"] == str(tmp_path / "run" / "dense")
+    assert "the network tells 10 classes apart, the data 4" in capsys.readouterr().err
+    dense, arch, run = load_network(tmp_path / "run" / "dense")
+    assert arch == ARCH and run.summary is not None and run.summary["val_acc"] == accuracy(dense, toy(IMAGES), "val")
+    given, own = load_weights(ten), dense.state_dict()
+    assert all(
+        torch.equal(own[name], given[name]) for name in given if "head.weight" not in name and "head.bias" not in name
+    )
+    assert evaluate_network(str(tmp_path / "run"), "toy", "test", None)["acc"] == pytest.approx(found["after"]["acc"])
+    (tmp_path / "run" / "summary.json").unlink()
+    with patch("nas.pruning.own_head._fitted", side_effect=AssertionError("fitted again")):
+        assert prune_network(str(ten), "toy", tmp_path / "run", speedup=1.5, resume=True, **HOW) == found
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@torch.no_grad()
+def test_the_head_is_the_regression_on_the_networks_features(distilled: bool, tmp_path: Path) -> None:
+    head = Head(4, pool="token", distilled=distilled)
+    blocks = (ARCH.blocks[0], ClassToken(1 + distilled), ARCH.blocks[2], BLOCK, head)
+    network = fresh_network(Arch(32, 3, blocks), 0).eval()
+    fitted = with_own_head(network, toy(), "source", tmp_path / "dense")
+    features, labels = _features(fitted, toy(), "train", 256)
+    assert len(features) == 1 + distilled == len(_layers(fitted)) and features[0].shape == (256, 32)
+    images = toy().tensors("train").tensors[0]
+    scores = [
+        torch.from_numpy(own) @ layer.weight.T + layer.bias
+        for own, layer in zip(features, _layers(fitted), strict=True)
+    ]
+    torch.testing.assert_close(fitted(images), sum(scores) / len(scores), rtol=1e-4, atol=1e-4)
+    assert float((fitted(images).argmax(1).numpy() == labels).mean()) > 0.35
+    for layer in _layers(fitted):
+        assert abs(float(layer.weight.sum(0).abs().max())) < 1e-2, (
+            "of a multinomial regression, whose classes add up to nothing"
+        )
+
+
+def test_two_classes_have_two_scores() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 3)).astype(np.float32)
+    labels = (features @ [1, -2, 0.5] + 0.3 > 0).astype(np.int64)
+    weight, bias = _best(features, labels, features, labels)
+    assert weight.shape == (2, 3) and bias.shape == (2,)
+    assert float(((features @ weight.T + bias).argmax(1) == labels).mean()) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"healing": Healing(1, batch_size=1000)}, "has 512 training images, fewer than a batch of 1000"),
+        ({"healing": Healing(1, lr=-1.0)}, "must be positive"),
+        ({"healing": Healing(1, mixup=-1.0)}, "alpha of mixup must be at least 0"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_done(
+    how: dict[str, Any], message: str, vit: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as found:
+        prune_network(str(vit), "toy", tmp_path / "run", speedup=2, **how, **HOW)
+    assert "\n" not in str(found.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": -1}, "--train-epochs must be at least 0"),
+        ({"lr": 1e-3}, "--lr is of the training; add --train-epochs N"),
+        ({"adaptive": True}, "--adaptive is of the training; add --train-epochs N"),
+        ({"batch_size": 8}, "--batch-size is of the training; add --train-epochs N"),
+    ],
+)
+def test_settings_without_a_training_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Healing(**settings)
+
+
+def test_the_usual_rate_goes_down_with_the_width() -> None:
+    rates = [usual_rate(zoo.arch(f"deit_{size}_patch16_224")) for size in ("tiny", "small", "base")]
+    assert rates == pytest.approx([1.67e-4, 8.3e-5, 4.2e-5], rel=0.01)

@@ -1,0 +1,152 @@
+"""What a pruning leaves behind: the exported file, timed in a process of its own, tables, report and rivals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from compress.prune import Pruned
+from nas.errors import BudgetError
+from nas.pruning.choice import SPARE, TRIES, within
+from nas.pruning.files import Delivered, Files
+from nas.pruning.sheets import print_sheets, sheets
+from nas.report import report_run
+from nas.runs import save_weights
+from nas.runtimes import RUNTIMES
+from nas.target import Target
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.errors import InputError
+from search_spaces.spaces.frames import Frame, whole_frame
+from tests.cli.test_commands import nas
+from tests.nas.test_measure import TARGET
+from tests.nas.test_pruning_rivals import NAMES, job_on
+
+BLOCK = MB3D(2, 8, 8, 64 / 32, residual="plain", bias=False)
+ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), BLOCK, BLOCK, Head(10, pool="token")))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
+    """A run with rivals, by the command."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    save_weights(folder / "vit.safetensors", ARCH.build().state_dict(), ARCH)
+    flags = ("--data", "digits", "--target", TARGET.name, "--images", 32, "--speedup", 1.4, "--baselines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAS_CACHE", str(folder / "cache"))
+        yield nas("prune", folder / "vit.safetensors", *flags, "--out", folder / "run"), folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_file_is_checked_and_timed_and_holds_the_budget(run: tuple[dict[str, Any], Path]) -> None:
+    found, out = run
+    assert found["onnx"] == found["onnx_timed"] == str(out / "model.onnx")
+    assert found["onnx_max_abs_diff"] <= 1e-4 and found["onnx_top1_agreement"] >= 0.999
+    assert 0 < found["onnx_measured_ms"] <= found["budget_ms"]
+    assert found["agrees"] == found["onnx_measured_ms"] / found["after"]["measured_ms"]
+    session = RUNTIMES["ort"].from_file(out / "model.onnx", TARGET)
+    assert session.run(ARCH.example(3).numpy()).shape == (3, 10)
+    assert {"measured_median_ms", "measured_mean_ms", "measured_p95_ms"} <= found["before"].keys() & found[
+        "after"
+    ].keys()
+    assert json.loads((out / "summary.json").read_text()) == found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_rivals_stand_beside_the_result(run: tuple[dict[str, Any], Path]) -> None:
+    found, _ = run
+    rows = {row["name"]: row for row in found["baselines"]}
+    assert list(rows) == NAMES
+    for name in ("dense", "pruned"):
+        figures = found["before" if name == "dense" else "after"]
+        assert {key: rows[name][key] for key in ("params", "macs", "acc")} == {
+            key: figures[key] for key in ("params", "macs", "acc")
+        }
+    assert all((row["measured_ms"] is None) == row["note"].startswith("not available") for row in rows.values())
+    assert rows["int8"]["measured_ms"] > 0, "the file in int8 is timed on the target"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tables_and_report_say_what_the_summary_does(
+    run: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out = run
+    figures, blocks, rivals = sheets(found)
+    assert len(blocks.rows) == 2 and [row[0] for row in rivals.rows] == NAMES
+    assert [f"{found[side]['measured_p95_ms']:.4g}" for side in ("before", "after")] == [
+        *next(row for row in figures.rows if row[0] == "p95")[1:3]
+    ]
+    print_sheets(found)
+    shown = capsys.readouterr()
+    assert "before and after" in shown.err and f"{found['after']['params']:,}" in shown.err and not shown.out
+    page = (out / "report.html").read_text()
+    assert found["report"] == str(out / "report.html") and "<script src=" not in page and "<link" not in page
+    assert f"<td>{found['before']['macs']:,}</td>" in page and "Plotly.newPlot" in page
+    (out / "report.html").unlink()
+    assert nas("report", out)["path"] == found["report"] and (out / "report.html").read_text().count("<table") == 4
+
+
+def test_reports_are_of_finished_runs_that_have_one(tmp_path: Path) -> None:
+    for kind, line in (("prune", "is unfinished; go on with `nas prune`"), ("retrain", "is a retrain run")):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({"kind": kind}))
+        with pytest.raises(InputError, match=line):
+            report_run(tmp_path / kind)
+
+
+def choosing(times: list[float], budget: float) -> tuple[list[float], float | None]:
+    """The limits that were asked for, and what the file of the network that was chosen takes; `times` are those of the files."""
+    limits: list[float] = []
+    left = iter(times)
+
+    def cut(limit: float, frame: Frame | None) -> Pruned:
+        assert frame == (whole_frame(ARCH) if limits else None), "another try is of the same frame"
+        limits.append(limit)
+        return Pruned(ARCH, {}, limit, 1.0, 0.0, {}, whole_frame(ARCH))
+
+    def measured(archs: list[Arch]) -> list[dict[str, float]]:
+        return [{"measured_ms": 2 * budget}, {"measured_ms": 0.9 * budget}]
+
+    job: Any = SimpleNamespace(
+        prunable=lambda: SimpleNamespace(within=cut), measured=measured, named=SimpleNamespace(arch=ARCH)
+    )
+    files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
+    return limits, within(job, budget, files)[3].ms
+
+
+def test_a_file_over_the_budget_is_replaced() -> None:
+    limits, ms = choosing([12.0, 8.0, 7.0], 10.0)
+    assert ms == 8.0 and limits == pytest.approx([10.0, 10.0 * SPARE * 10 / 12])
+    with pytest.raises(BudgetError, match="takes 12 ms, above 10 ms"):
+        choosing([12.0] * TRIES, 10.0)
+
+
+@pytest.mark.parametrize("name", ["cpu-eager-fp32-b2-t1", "cpu-ort-int8-b2-t1"])
+def test_files_for_other_targets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target runs no ONNX it is not timed; where it computes in int8, the file that is."""
+    monkeypatch.setattr(
+        "nas.pruning.files.retimed", lambda files, *how: [SimpleNamespace(ms=9.0), SimpleNamespace(ms=3.0)]
+    )
+    job = job_on(Target.parse(name))
+    (tmp_path / "out").mkdir()
+    found = Files(job, tmp_path / "out", tmp_path).delivered(job.named.arch, job.network.state_dict())
+    summary = found.summary(measured_ms=4.0)
+    assert found.checked.top1_agreement >= 0.999 and (tmp_path / "out" / "model.onnx").exists()
+    if "eager" in name:
+        assert summary["onnx_measured_ms"] is None is summary["agrees"] and not found.over(1.0)
+    else:
+        assert summary["onnx_measured_ms"] == 3.0 and summary["agrees"] == 0.75 and found.over(1.0)
+        assert found.timed == tmp_path / "out" / "model.int8.onnx"
+        assert (
+            b"QuantizeLinear" in found.timed.read_bytes()
+            and b"QuantizeLinear" in (tmp_path / "dense.onnx").read_bytes()
+        )
+        assert RUNTIMES["ort"].from_file(found.timed, job.table.target).classes == 10
