@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prune_ways import WAYS, Source, built
+from prune_ways import WAYS, Source
 
 from compress.prune import Pruned
 from nas.cost import macs, params
 from nas.errors import BudgetError
 from nas.files import read_json, write_json
 from nas.progress import say
+from nas.pruning.files import built
 from nas.runs import save_weights
 from nas.tables import timed
 from nas.timing import Timing
