@@ -24,7 +24,7 @@ from search_spaces.zoo.vit import FAMILY
 
 __all__ = ["TorchPruned", "Twin", "at_macs", "library", "pruned", "twin"]
 
-ROUND_TO = 8  # channels, as the library's README recommends
+ROUND_TO = 8  # channels, as the library's README recommends; its example of a ViT has 2
 CLOSE = 1e-4  # logits of a model and its twin, relative to the largest
 BISECTIONS = 12
 
@@ -143,6 +143,7 @@ def pruned(
     ratio: float,
     *,
     whole_heads: bool = False,
+    round_to: int = ROUND_TO,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> TorchPruned:
     """A pruned copy of the twin's model: its width, MLPs, and attention all lose `ratio` of their channels, each block alike.
@@ -151,6 +152,7 @@ def pruned(
         of: the network and its model.
         ratio: of the channels, from 0 to 1.
         whole_heads: attention loses heads, not channels of every head.
+        round_to: what numbers of channels are multiples of.
         batches: images and labels of which the library's Taylor importance takes gradients; without them it goes by magnitude.
 
     Raises:
@@ -174,7 +176,7 @@ def pruned(
             prune_num_heads=whole_heads,
             prune_head_dims=not whole_heads,
             head_pruning_ratio=ratio if whole_heads else 0.0,
-            round_to=ROUND_TO,
+            round_to=round_to,
             in_channel_groups={},  # the library's defaults are shared by all pruners of a process
             out_channel_groups={},
         )
