@@ -259,7 +259,11 @@ def rivals_of(
             found, share = at_macs(of, macs(network.arch) / ratio, whole_heads=whole_heads)
             name = f"{way} {ratio}"
             modules[name], works[name] = found.model, float(macs(found.network.arch))
-            about[name] = {"pruning_ratio": share, "width": found.network.arch.states[-1].channels}
+            about[name] = {
+                "pruning_ratio": share,
+                "width": whole_frame(found.network.arch).width,
+                "blocks": [spec.label for spec in found.network.arch.blocks if isinstance(spec, MB3D)],
+            }
     return modules, works, about
 
 
