@@ -4,8 +4,8 @@
 
 For each share of the dense network's milliseconds, each way (`prune_ways.py`) gives the slowest of its networks that is measured within it;
 ours is pruned until it is. All of them and the dense network are timed in one interleaved run; what is over its budget gives way to the next
-smaller one, and all are timed again. Then each is trained for the same number of steps: same images in the same order, same teacher (the dense
-network), same recipe. `random-tokens` keeps as many patches as `tokens` at the same places, but random ones. `ours untrained` is calibration alone.
+smaller one, and all are timed again. Then each is trained for the same number of steps, as `nas prune --train-epochs` does: same images in the same
+order, same teacher (the dense network), same recipe. `random-tokens` keeps as many patches as `tokens` at the same places, but random ones. `ours untrained` is calibration alone.
 
 Accuracies are on the test split, which nothing else reads. A difference is the mean over seeds, its interval a paired bootstrap over images of that
 mean. What is done lies in `--work`: the networks chosen, weights, and for each image whether it was right (`.npz`); an interrupted benchmark goes on
@@ -29,7 +29,7 @@ from torch_pruned import library
 from nas.evaluate import correct
 from nas.files import atomic_path, write_json
 from nas.progress import say
-from nas.pruning import PARTS
+from nas.pruning import PARTS, Healing
 from nas.pruning.job import job_of
 from nas.runs import Run
 from nas.timing import ROUNDS
@@ -76,13 +76,14 @@ def every(
     dense = next(pick for pick in picks if pick.way == DENSE)
     yield dense, {"hits": right(given.work / "dense.npz", source.job.network, source, given)}
     ours = sorted((pick for pick in picks if pick.way != DENSE), key=lambda pick: pick.seed)
-    teachers = {seed: Teacher(source.job.network, source.arch.classes, remembered={}) for seed in given.seeds}
+    healing = Healing(given.epochs, given.batch_size)
+    teachers = {seed: replace(source.job.teacher(), remembered={}) for seed in given.seeds}
     for number, pick in enumerate(ours, 1):
         if pick.way == OURS:
             network = zoo.from_checkpoint(started(given, pick))
             hits = right(given.work / "untrained" / f"{pick.name}.npz", network, source, given)
             yield replace(pick, way=UNTRAINED), {"hits": hits}
-        recipe = Recipe(epochs=given.epochs, batch_size=given.batch_size, lr=given.lr, seed=pick.seed)
+        recipe = healing.recipe(source.arch, pick.seed)
         found = trained(pick, recipe, teachers[pick.seed], source, given)
         say(f"{number} of {len(ours)}: {pick.name} {found['hits'].mean():.4f}, {found['seconds']:.0f} s of training")
         yield pick, found
@@ -123,9 +124,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=[OURS, *WAYS], default=[OURS, *WAYS])
     parser.add_argument("--images", type=int, default=256, help="training images to calibrate on")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what ours may make smaller")
     parser.add_argument("--epochs", type=int, default=4, help="of training each network")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--limit", type=int, help="test images; all without it")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing")
     parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
@@ -133,18 +134,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/prune_accuracy.json"))
     given = parser.parse_args()
     library()
-    source = Source(job_of(given.model, given.data, None, given.target, None, given.images, PARTS, 0, foreign=False))
+    source = Source(
+        job_of(given.model, given.data, None, given.target, None, given.images, tuple(given.parts), 0, foreign=False)
+    )
     picks = chosen(source, given)
     done = dict(every(source, picks, given))
     hits = {pick: one["hits"] for pick, one in done.items()}
     options = f"{given.model} --data {given.data} --target {given.target} --seeds {' '.join(map(str, given.seeds))}"
-    recipe = f"--images {given.images} --epochs {given.epochs} --batch-size {given.batch_size} --lr {given.lr}"
+    recipe = f"--images {given.images} --epochs {given.epochs} --batch-size {given.batch_size}"
     shares = compared(hits, given)
     result = {
         "command": f"python benchmarks/prune_accuracy.py {options} {recipe}",
         "machine": dict(source.job.table.content.fingerprint),
         "test_images": len(next(iter(hits.values()))),
-        "steps": Recipe(given.epochs, given.batch_size).steps(source.job.data),
+        "steps": Healing(given.epochs, given.batch_size).recipe(source.arch, 0).steps(source.job.data),
         "shares": shares,
         "networks": [
             {**figures, "test_acc": float(hits[pick].mean()), "seconds": done[pick].get("seconds")}

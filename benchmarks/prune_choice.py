@@ -1,18 +1,20 @@
 """Which network of each way holds each budget, for `prune_accuracy.py`: chosen by the clock, and chosen again until it agrees."""
 
 import argparse
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prune_ways import WAYS, Source, built
+from prune_ways import WAYS, Source
 
 from compress.prune import Pruned
 from nas.cost import macs, params
 from nas.errors import BudgetError
 from nas.files import read_json, write_json
 from nas.progress import say
+from nas.pruning.files import built
 from nas.runs import save_weights
 from nas.tables import timed
 from nas.timing import Timing
@@ -149,8 +151,9 @@ def chosen(source: Source, given: argparse.Namespace) -> dict[Pick, dict[str, An
 
 def wanted(source: Source, given: argparse.Namespace) -> dict[str, Any]:
     """What the choice depends on, as JSON has it."""
-    names = ("ways", "shares", "seeds", "images", "target", "data")
-    return {"arch": source.arch.id, **{name: getattr(given, name) for name in names}}
+    names = ("ways", "shares", "seeds", "images", "parts", "target", "data")
+    asked: dict[str, Any] = json.loads(json.dumps({name: getattr(given, name) for name in names}))
+    return {"arch": source.arch.id, **asked}
 
 
 def started(given: argparse.Namespace, pick: Pick) -> Path:

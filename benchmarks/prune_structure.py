@@ -251,15 +251,19 @@ def rivals_of(
     network: Network, ratios: Sequence[float]
 ) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, Any]]:
     """Torch-Pruning's networks, as timm's modules, by name; their multiply-accumulates, and what of each is left."""
-    model = twin(network)
-    modules: dict[str, nn.Module] = {"timm dense": model}
+    of = twin(network)
+    modules: dict[str, nn.Module] = {"timm dense": of.model}
     works, about = {"timm dense": float(macs(network.arch))}, {}
     for way, whole_heads in WAYS.items():
         for ratio in ratios:
-            found, share = at_macs(model, macs(network.arch) / ratio, whole_heads=whole_heads)
+            found, share = at_macs(of, macs(network.arch) / ratio, whole_heads=whole_heads)
             name = f"{way} {ratio}"
             modules[name], works[name] = found.model, float(macs(found.network.arch))
-            about[name] = {"pruning_ratio": share, "width": found.network.arch.states[-1].channels}
+            about[name] = {
+                "pruning_ratio": share,
+                "width": whole_frame(found.network.arch).width,
+                "blocks": [spec.label for spec in found.network.arch.blocks if isinstance(spec, MB3D)],
+            }
     return modules, works, about
 
 

@@ -5,20 +5,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch_pruned import pruned, twin
+from torch_pruned import Twin, pruned, twin
 
 from compress.prune import Prunable
-from compress.slicing import BlockSize, size_of, weights_of
+from compress.slicing import BlockSize, weights_of
+from compress.uniform import by_magnitude, resized, uniform_sizes
 from nas.evaluate import calibration_batches
+from nas.pruning.files import built
 from nas.pruning.job import Job
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, BlockSpec, TokenPrune
-from search_spaces.blocks.residual import gates
 from search_spaces.blocks.token_prune import TokenPruneModule
 from search_spaces.spaces.frames import whole_frame
-from search_spaces.spaces.remains import neurons
 from search_spaces.states import Tokens
 from search_spaces.tokens import Kept
 from search_spaces.variants import extract_variant
@@ -26,6 +25,7 @@ from search_spaces.variants import extract_variant
 __all__ = ["WAYS", "Source", "at_random"]
 
 SMALLEST_SIDE = 16
+ROUND_TO = 2  # channels that Torch-Pruning leaves, as in its example of a ViT: heads of small networks have few
 PLACES = (1 / 12, 1 / 3, 2 / 3)  # of the depth, before which tokens are dropped
 
 
@@ -47,14 +47,14 @@ class Source:
         return self.prunables[seed]
 
     @cached_property
-    def of_timm(self) -> VisionTransformer:
+    def of_timm(self) -> Twin:
         return twin(self.job.network)
 
 
 def torch_pruning(source: Source, share: float, seed: int) -> Network:
     """Torch-Pruning's default by its Taylor importance, on as many images as ours is calibrated on, and their labels."""
     batches = calibration_batches(source.job.data, seed, source.job.images)
-    return pruned(source.of_timm, 1 - share, batches=batches).network
+    return pruned(source.of_timm, 1 - share, round_to=ROUND_TO, batches=batches).network
 
 
 def uniform(source: Source, share: float, seed: int) -> Network:
@@ -65,15 +65,14 @@ def uniform(source: Source, share: float, seed: int) -> Network:
 
 def magnitude(source: Source, share: float, seed: int) -> Network:
     """The same sizes; what stays is what has the largest weights, as it was."""
-    weights, blocks = dict(source.job.network.state_dict()), list(source.arch.blocks)
-    for position, size in alike(source.arch, share).items():
-        spec = blocks[position]
-        assert isinstance(spec, MB3D)
-        own = weights_of(weights, position)
-        channels = own["norm1.weight"].shape[0]
-        weights |= {f"blocks.{position}.{name}": tensor for name, tensor in largest(spec, own, size).items()}
-        blocks[position] = replace(spec, heads=size.heads, ratio=size.hidden / channels)
-    return built(replace(source.arch, blocks=tuple(blocks)), weights)
+    sizes = alike(source.arch, share)
+    return built(resized(source.arch, sizes), by_magnitude(source.arch, source.job.network.state_dict(), sizes))
+
+
+def alike(arch: Arch, share: float) -> dict[int, BlockSize]:
+    """The size of each block, by position, with at most the share of its heads and neurons; the smallest where all are more."""
+    every = list(uniform_sizes(arch))
+    return next((sizes for own, sizes in every if own <= share), every[-1][1])
 
 
 def lower_resolution(source: Source, share: float, seed: int) -> Network:
@@ -131,49 +130,3 @@ def at_random(network: Network, seed: int) -> Network:
         if isinstance(part, TokenPruneModule):
             part.register_forward_pre_hook(forget)
     return network
-
-
-def built(arch: Arch, weights: dict[str, Tensor]) -> Network:
-    network = arch.build()
-    network.load_state_dict(weights)
-    return network.eval()
-
-
-def alike(arch: Arch, share: float) -> dict[int, BlockSize]:
-    """The size of each block, by position, with the share of its heads and neurons; at least one head, and the fewest neurons of ours."""
-    found = {}
-    for position, (spec, state) in enumerate(arch.steps()):
-        if isinstance(spec, MB3D):
-            assert isinstance(state, Tokens)
-            whole = size_of(spec, state.channels)
-            hidden = min(neurons(whole.hidden), key=lambda count: abs(count - share * whole.hidden))
-            found[position] = replace(whole, heads=max(1, round(share * whole.heads)), hidden=hidden)
-    return found
-
-
-def largest(spec: MB3D, own: dict[str, Tensor], size: BlockSize) -> dict[str, Tensor]:
-    """A block's weights with its heads and neurons of the largest norm alone."""
-    heads = {
-        "token_mixer.qkv.weight": (0, spec.heads, 1),
-        "token_mixer.qkv.bias": (0, spec.heads, 1),
-        "token_mixer.proj.weight": (1, spec.heads, 1),
-        **({"token_mixer.attention_biases": (0, spec.heads, 1)} if spec.bias else {}),
-    }
-    parts = gates(spec.mlp)
-    hidden = own["mlp.fc2.weight"].shape[1]
-    mlp = {"mlp.fc1.weight": (0, hidden, parts), "mlp.fc1.bias": (0, hidden, parts), "mlp.fc2.weight": (1, hidden, 1)}
-    return {**own, **_largest(own, heads, size.heads), **_largest(own, mlp, size.hidden)}
-
-
-def _largest(own: dict[str, Tensor], where: dict[str, tuple[int, int, int]], count: int) -> dict[str, Tensor]:
-    """The `count` parts of the largest norm; `where`: along which dimension of a weight they lie, how many, and how often all are repeated."""
-    cut = {
-        name: own[name].movedim(axis, 0).unflatten(0, (repeats, parts, -1)).transpose(0, 1)
-        for name, (axis, parts, repeats) in where.items()
-    }
-    norms = torch.stack([value.flatten(1).square().sum(1) for value in cut.values()]).sum(0)
-    kept = norms.topk(count).indices.sort().values
-    return {
-        name: value[kept].transpose(0, 1).flatten(0, 2).movedim(0, where[name][0]).contiguous()
-        for name, value in cut.items()
-    }
