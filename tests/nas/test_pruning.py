@@ -23,6 +23,7 @@ from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
+FEW = ("heads", "neurons", "blocks")  # of which rows are measured in seconds
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 4, Head(10, pool="token")))
 
@@ -51,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pruned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("runs") / "pruned"
-    return prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64), out
+    return prune_network(str(model), "digits", out, target=TARGET.name, parts=FEW, speedup=1.5, images=64), out
 
 
 def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -> None:
@@ -70,7 +71,7 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
 
 def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """What is left of one pruning is pruned again, by the table that is there by then or is measured."""
-    flags = ("--data", "digits", "--target", TARGET.name, "--images", 32)
+    flags = ("--data", "digits", "--target", TARGET.name, "--parts", ",".join(FEW), "--images", 32)
     training = ("--train-epochs", 1, "--batch-size", 32, "--lr", 1e-4, "--weight-decay", 0.01, "--ema", 0.5)
     training += ("--mixup", 0.2, "--cutmix", 0.3, "--max-drop", 0.99, "--seed", 2)
     found = nas("prune", pruned[1], *flags, "--speedup", 1.1, *training, "--out", tmp_path / "again")
@@ -90,18 +91,20 @@ def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, 
 
 def test_a_run_that_is_done_is_not_done_again(pruned: tuple[dict[str, Any], Path], model: Path) -> None:
     found, out = pruned
-    again = prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64, resume=True)
+    again = prune_network(str(model), "digits", out, target=TARGET.name, parts=FEW, speedup=1.5, images=64, resume=True)
     assert again == found
     with pytest.raises(InputError, match="already holds a run"):
-        prune_network(str(model), "digits", out, target=TARGET.name, speedup=1.5, images=64)
+        prune_network(str(model), "digits", out, target=TARGET.name, parts=FEW, speedup=1.5, images=64)
     with pytest.raises(InputError, match=r"speedup = 1\.5"):
-        prune_network(str(model), "digits", out, target=TARGET.name, speedup=2, images=64, resume=True)
+        prune_network(str(model), "digits", out, target=TARGET.name, parts=FEW, speedup=2, images=64, resume=True)
 
 
 def test_a_budget_that_is_met_already_changes_nothing(
     pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, budget_ms=1000, images=64)
+    found = prune_network(
+        str(model), "digits", tmp_path / "run", target=TARGET.name, parts=FEW, budget_ms=1000, images=64
+    )
     assert (
         found["speedup_measured"] == 1
         and found["divergence"] == 0
@@ -114,7 +117,7 @@ def test_a_budget_that_nothing_holds_names_the_cheapest(
     pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BudgetError, match=r"the cheapest network of these blocks is predicted to take \d"):
-        prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, budget_ms=1e-4, images=64)
+        prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, parts=FEW, budget_ms=1e-4, images=64)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +146,5 @@ def test_bad_input_is_one_line(
         save_weights(hybrid, arch.keeping([]).build().state_dict(), arch)
     name = model_name.format(file=model, hybrid=hybrid)
     with pytest.raises(InputError, match=message) as found:
-        prune_network(name, data, tmp_path / "run", **{"target": TARGET.name, "foreign": True, **how})
+        prune_network(name, data, tmp_path / "run", **{"target": TARGET.name, "parts": FEW, "foreign": True, **how})
     assert "\n" not in str(found.value) and not (tmp_path / "run").exists()

@@ -40,7 +40,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, An
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
     save_weights(folder / "vit.safetensors", ARCH.build().state_dict(), ARCH)
-    flags = ("--data", "digits", "--target", TARGET.name, "--images", 32, "--speedup", 1.4, "--baselines")
+    flags = (
+        "--data",
+        "digits",
+        "--target",
+        TARGET.name,
+        "--parts",
+        "heads,neurons,blocks",
+        "--images",
+        32,
+        "--speedup",
+        1.4,
+        "--baselines",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NAS_CACHE", str(folder / "cache"))
         yield nas("prune", folder / "vit.safetensors", *flags, "--out", folder / "run"), folder / "run"
