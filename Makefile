@@ -11,7 +11,7 @@ quickstart: install
 	$(BIN)/nas quickstart --out results/quickstart $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: install
 	$(BIN)/ruff check .

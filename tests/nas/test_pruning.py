@@ -23,6 +23,8 @@ from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
+pytestmark = [pytest.mark.xdist_group("pruning"), pytest.mark.timeout(300)]  # one worker measures for all
+
 FEW = ("heads", "neurons", "blocks")  # of which rows are measured in seconds
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 4, Head(10, pool="token")))
