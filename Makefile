@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 KEY := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test check install
+.PHONY: quickstart test check pretrained install
 
 quickstart: install
 	$(BIN)/nas quickstart --out results/quickstart $(ARGS)
@@ -17,6 +17,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The networks that ship, trained anew; what was interrupted goes on.
+pretrained: install
+	$(BIN)/python benchmarks/pretrain.py $(ARGS)
 
 # The packages are installed once for a pyproject.toml and constraints.txt; the editable project itself, which is quick,
 # every time, because the environment may be shared by several clones.

@@ -1,9 +1,11 @@
-"""Tables adapted from another target's by whole-network timings, against networks that they have not seen.
+"""Tables adapted from other targets' by whole-network timings, against networks that they have not seen.
 
     python benchmarks/latency_adapt.py --from latency_tables/TABLE.csv --targets cpu-ort-fp32-b1-t2 --out results/latency_adapt.json
+    python benchmarks/latency_adapt.py --from known --targets cpu-openvino-int8-b1-t1 --out results/latency_adapt_known.json
 
-For each target: `nas measure --from`, then `nas validate`. Prints the shares within 3, 5 and 10%, Kendall's tau and the mean
-error, beside those of the old table with one scale for all rows, which the same timings give.
+For each target: `nas measure --from`, then `nas validate`. `--from` may be given several times; `known` is all tables of the space
+but the target's own. Prints the shares within 3, 5 and 10%, Kendall's tau and the mean error, beside those of the first table
+with one scale for all rows, which the same timings give.
 """
 
 import argparse
@@ -21,9 +23,11 @@ from nas.files import write_json
 from nas.latency import LatencyTable
 from nas.measure import measure_table
 from nas.plan import VALIDATION_STREAM, draw
+from nas.sources import find_sources
 from nas.target import Target
 from nas.timing import ROUNDS
 from nas.validate import accuracy, validate
+from search_spaces import SPACES
 
 FIGURES = ("within_3pct", "within_5pct", "within_10pct", "mape", "kendall_tau")
 
@@ -37,24 +41,28 @@ def scaled(source: LatencyTable, scale: float, found: dict[str, Any], seed: int)
     return accuracy(predicted, measured)
 
 
-def trial(source: LatencyTable, target: str, given: argparse.Namespace, out: Path) -> dict[str, Any]:
+def trial(target: str, given: argparse.Namespace, out: Path) -> dict[str, Any]:
     """One target, adapted to and validated."""
+    space, wanted = SPACES[given.space](classes=10), Target.parse(target)
+    sources = find_sources(given.sources, space, wanted)
     table = measure_table(
-        source.open_space(),
-        Target.parse(target),
+        space,
+        wanted,
         out,
         rounds=given.rounds,
-        source=source,
+        sources=sources,
         nets=given.nets,
         seed=given.seed,
     )
     found = validate(table, given.validate, given.seed + 1, rounds=given.rounds)
     (about,) = table.content.measurements
+    assert about.adapted_from is not None
     inside = [one["low"] <= one["measured_ms"] <= one["high"] for one in found["networks"]]
     return {
         "target": target,
+        "from": [one.path.name for one in sources],
         "adapted": {name: found[name] for name in FIGURES},
-        "one_scale": scaled(source, about.adapted_from.one_scale, found, given.seed + 1),
+        "one_scale": scaled(sources[0], about.adapted_from.one_scale, found, given.seed + 1),
         "within_band": float(np.mean(inside)),
         "seconds": about.seconds,
         "measurement": asdict(about),
@@ -65,9 +73,8 @@ def trial(source: LatencyTable, target: str, given: argparse.Namespace, out: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
-    )
+    parser.add_argument("--space", default="hybrid_digits", choices=SPACES)
+    parser.add_argument("--from", dest="sources", type=Path, action="append")
     parser.add_argument("--targets", nargs="+", default=["cpu-ort-fp32-b1-t2"])
     parser.add_argument("--nets", type=int, default=NETS)
     parser.add_argument("--validate", type=int, default=40, help="networks to validate on")
@@ -75,17 +82,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/latency_adapt.json"))
     given = parser.parse_args()
-    source, trials = LatencyTable.load(given.source), []
+    given.sources = given.sources or [next(SHIPPED.glob(f"{given.space}--cpu-ort-fp32-b1-t1--*.csv"))]
     options = f"--nets {given.nets} --validate {given.validate} --rounds {given.rounds} --seed {given.seed}"
-    command = f"python benchmarks/latency_adapt.py --targets {' '.join(given.targets)} {options}"
-    command += f" --from latency_tables/{source.path.name}.csv"
+    command = f"python benchmarks/latency_adapt.py --space {given.space} --targets {' '.join(given.targets)} {options}"
+    command += "".join(f" --from {source.name}" for source in given.sources)
+    trials: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for target in given.targets:
-            trials.append(trial(source, target, given, Path(folder)))
+            trials.append(trial(target, given, Path(folder)))
             brief = {name: trials[-1][name] for name in ("target", "adapted", "one_scale", "within_band", "seconds")}
             print(json.dumps(brief), flush=True)
-            about = {"command": command, "from": source.path.name, "sha256": source.content.sha256}
-            write_json(given.out, {**about, "trials": trials})
+            write_json(given.out, {"command": command, "trials": trials})
 
 
 if __name__ == "__main__":

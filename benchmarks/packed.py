@@ -69,7 +69,7 @@ def padded(network: Network, images: Tensor) -> Tensor:
     x: Tensor = images
     mask: Tensor | None = None  # (B, n) true for tokens that are there
     scores: Tensor | None = None
-    for position, _, scored in network.schedule:
+    for position, _, scored, _ in network.schedule:
         block: Any = network.blocks[position]
         if isinstance(block, TokenPruneModule):
             assert scores is not None

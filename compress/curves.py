@@ -28,10 +28,12 @@ def curve_of(arch: Arch, price: Price, points: Sequence[int]) -> Curve:
         points: numbers of patches, ascending, at which `price` is asked for each location; beyond them the ends go on.
 
     Raises:
-        ValueError: the network drops nothing, or there are fewer than two points.
+        ValueError: the network drops nothing, or fuses or merges patches; or there are fewer than two points.
     """
     if not arch.locations:
         raise ValueError(f"network {arch.id} has no pruning location, so its cost has no curve")
+    if arch.rest != "dropped":
+        raise ValueError(f"patches of network {arch.id} are {arch.rest}, in fixed numbers, so its cost has no curve")
     ends = [*arch.locations[1:], len(arch.blocks) - 1]
     base = sum(price(spec, state) for spec, state in arch.steps()[: arch.locations[0] + 1])
     tables = [

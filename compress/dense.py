@@ -69,7 +69,7 @@ class Dense:
         if frame == whole:
             return Framed(frame, self.arch, self.weights, {position: position for position in positions})
         if frame.keeps:
-            bare = self.framed(replace(frame, keeps=()))
+            bare = self.framed(frame.bare)
             arch = in_frame(self.arch, frame)
             places = dict(zip(positions, attention_blocks(arch), strict=True))
             weights: dict[str, Tensor] = {}
@@ -181,11 +181,8 @@ def examined(
         progress: is told what is done next.
 
     Raises:
-        InputError: a weight or the scores are not finite.
+        InputError: the scores are not finite.
     """
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise InputError(f"the network's weight {broken[0]} is not finite; give weights that are whole")
     network = network_of(arch, weights)
     images = torch.cat(list(batches))[:count]
     progress("scores of the images")

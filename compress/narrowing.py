@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.slicing import weights_of
 from search_spaces.arch import Arch, Network
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Stem
 from search_spaces.spaces.frames import Frame, in_frame
 
 __all__ = ["Narrowing", "narrowings"]
@@ -36,14 +36,17 @@ class Narrowing:
     def __call__(self, arch: Arch, weights: Mapping[str, Tensor]) -> tuple[Arch, dict[str, Tensor]]:
         """The narrower network and its weights."""
         found: dict[str, Tensor] = {}
+        first = next(position for position, spec in enumerate(arch.blocks) if isinstance(spec, Patch))
         for position, spec in enumerate(arch.blocks):
             own = weights_of(weights, position)
-            narrow = self._of(spec, own, f"blocks.{position}")
+            narrow = self._of(spec, own, f"blocks.{position}") if position >= first else own  # a stem stays
             found |= {f"blocks.{position}.{name}": tensor.to(own[name].dtype) for name, tensor in narrow.items()}
         return in_frame(arch, Frame(arch.image_size, len(self.turn))), found
 
     def _of(self, spec: object, own: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         turn = self.turn.to(next(iter(own.values())))
+        if isinstance(spec, Stem):  # before the stream
+            return own
         if isinstance(spec, Patch):
             return {part: torch.tensordot(turn, tensor, 1) for part, tensor in own.items()}
         if isinstance(spec, ClassToken | Position):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -228,12 +228,12 @@ class Prunable:
     def _repaired(self, frame: Frame, sizes: Sizes, arch: Arch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights with each block making up for those before it, as strongly as helps on images that this was not solved with."""
         dense = self.dense
-        whole = dense.framed(replace(frame, keeps=()))
+        whole = dense.framed(frame.bare)
         left = iter(attention_blocks(arch))
         pairs = {whole.places[old]: None if size is None else next(left) for old, size in sizes.items()}
         images = resized(dense.images, arch.image_size)
         unseen = max(1, len(images) // HELD_OUT)
-        if unseen == len(images):
+        if unseen == len(images) or frame.rest == "merged":  # of merged patches none is one of the dense network's
             return weights
 
         def solved(ridge: float, count: int) -> dict[str, Tensor]:

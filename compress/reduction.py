@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Elimination", "eliminate", "narrower_queries", "narrower_values", "refit"]
 
-LAZY = 64  # rows that are left out before the whole inverse is brought up to date
+LAZY = 64  # rows that are left out before the whole inverse and all weights are brought up to date
 RIDGE = 1e-4  # of the mean second moment: keeps a solution from resting on what the images hardly show
 
 
@@ -88,24 +88,45 @@ def eliminate(moment: Tensor, matrix: Tensor, size: int = 1) -> Elimination:
 
 
 def _neurons(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Order and costs of single rows; the inverse is brought up to date every `LAZY` rows, and in between one column at a time."""
-    count = len(inverse) - 1
-    costs, order = inverse.new_empty(count), torch.empty(count, dtype=torch.long, device=inverse.device)
-    diagonal, gone = inverse.diagonal().clone(), torch.zeros(count, dtype=torch.bool, device=inverse.device)
-    late = inverse.new_empty(len(inverse), LAZY)
+    """Order and costs of single rows, `LAZY` of them at a time."""
+    left, order, costs = torch.arange(len(inverse) - 1, device=inverse.device), [], []
+    while len(left):
+        chosen, lost, pivots, rows = _lazily(inverse, weights, min(LAZY, len(left)))
+        order.append(left[chosen])
+        costs.append(lost)
+        stays = torch.ones(len(inverse), dtype=torch.bool, device=inverse.device)
+        stays[chosen] = False
+        kept = pivots[stays]
+        inverse = inverse[stays][:, stays] - kept @ kept.T
+        weights = weights[stays] - kept @ rows
+        left = left[stays[:-1]]
+    return torch.cat(order), torch.cat(costs)
+
+
+def _lazily(inverse: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next `count` rows to go and their costs; what is left is then `inverse` - P P^T and `weights` - P R, of which P and R come too.
+
+    Meanwhile only what decides is brought up to date, the diagonal of the inverse and the norms of the weights' rows: a product of the
+    weights and one row for each that goes, where writing all weights anew takes several times as long.
+    """
+    diagonal, norms = inverse.diagonal().clone(), weights.square().sum(1)
+    pivots, rows = inverse.new_zeros(len(inverse), count), weights.new_zeros(count, weights.shape[1])
+    order, costs = torch.empty(count, dtype=torch.long, device=inverse.device), inverse.new_empty(count)
+    gone = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
+    gone[-1] = True  # the bias stays
     for number in range(count):
-        column = number % LAZY
-        if number and not column:
-            inverse -= late @ late.T
-        each = (weights[:count].square().sum(1) / diagonal[:count]).masked_fill(gone, torch.inf)
-        chosen = int(each.argmin())
-        pivot = inverse[:, chosen] - late[:, :column] @ late[chosen, :column]
+        chosen = int((norms / diagonal).masked_fill(gone, torch.inf).argmin())
+        before = pivots[:, :number]
+        pivot = inverse[chosen] - before @ before[chosen]
         pivot = pivot / pivot[chosen].sqrt()
-        costs[number], order[number], gone[chosen] = each[chosen], chosen, True
-        weights -= torch.outer(pivot, weights[chosen] / pivot[chosen])
+        row = (weights[chosen] - before[chosen] @ rows[:number]) / pivot[chosen]
+        cost = row.square().sum()
+        norms += pivot * (pivot * cost - 2 * (weights @ row - before @ (rows[:number] @ row)))
+        norms.clamp_(min=0)
         diagonal -= pivot.square()
-        late[:, column] = pivot
-    return order, costs
+        order[number], costs[number], gone[chosen] = chosen, cost, True
+        pivots[:, number], rows[number] = pivot, row
+    return order, costs, pivots, rows
 
 
 def _groups(inverse: Tensor, weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +159,9 @@ def refit(moment: Tensor, matrix: Tensor, kept: Tensor, size: int = 1) -> Tensor
     rows = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
     rows = torch.cat([rows, rows.new_tensor([len(moment) - 1])])
     chosen = moment[rows][:, rows]
-    ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(rows), dtype=moment.dtype, device=moment.device)
+    ridge = RIDGE * moment.diagonal().mean()
     # A ridge towards the old weights: what the images do not tell stays as it was.
-    found: Tensor = torch.linalg.solve(chosen + ridge, moment[rows] @ matrix + ridge @ matrix[rows])
+    wanted = moment[rows] @ matrix + ridge * matrix[rows]
+    chosen.diagonal().add_(ridge)
+    found: Tensor = torch.linalg.solve(chosen, wanted)
     return found

@@ -30,6 +30,7 @@ def repair(dense: Network, left: Network, pairs: Mapping[int, int | None], image
     Args:
         dense: with whole blocks, of which no token is dropped, of the same image size and width; in eval mode.
         left: what is left of it, in eval mode; changed in place.
+            Patches may be dropped or fused, not merged.
         pairs: by the position of a block of attention in `dense` that in `left`, None where it is left out.
         images: (B, channels, H, W).
         ridge: towards the weights as they are, of the mean second moment.
@@ -81,10 +82,11 @@ def _solved(
         scores.append(block.token_mixer(block.norm1(x), 0, own, scored)[1])
         handle.remove()
         contexts.append(seen[0])
-    _refit(block.token_mixer.proj, block.ls1, contexts, inputs, _there(middle, kept, inputs), ridge)
+    prefix = block.token_mixer.prefix
+    _refit(block.token_mixer.proj, block.ls1, contexts, inputs, _there(middle, kept, prefix), ridge)
     mixed = [block.ls1(x, block.token_mixer.proj(one)) for x, one in zip(inputs, contexts, strict=True)]
     hidden = [_hidden(block, x) for x in mixed]
-    _refit(block.mlp.fc2, block.ls2, hidden, mixed, _there(after, kept, mixed), ridge)
+    _refit(block.mlp.fc2, block.ls2, hidden, mixed, _there(after, kept, prefix), ridge)
     outputs = [block.ls2(x, block.mlp.fc2(one)) for x, one in zip(mixed, hidden, strict=True)]
     found: list[State] = []
     for x, own, score in zip(outputs, kept, scores, strict=True):
@@ -104,14 +106,13 @@ def _hidden(block: MB3DModule, x: Tensor) -> Tensor:
     return seen[0]
 
 
-def _there(wanted: Sequence[Tensor], kept: Sequence[Kept | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The dense network's tokens that are left, in the order in which they are."""
+def _there(wanted: Sequence[Tensor], kept: Sequence[Kept | None], prefix: int) -> list[Tensor]:
+    """The dense network's tokens that are left, in the order in which they are; a fused one, which is none of them, would come last."""
     found = []
-    for tokens, own, x in zip(wanted, kept, inputs, strict=True):
+    for tokens, own in zip(wanted, kept, strict=True):
         if own is None or own.places is None:
             found.append(tokens)
             continue
-        prefix = x.shape[1] - own.places.shape[1]
         places = own.places[:, :, None].expand(-1, -1, tokens.shape[2]) + prefix
         found.append(torch.cat([tokens[:, :prefix], tokens.gather(1, places)], 1))
     return found
@@ -130,7 +131,8 @@ def _refit(
     moment = torch.zeros(width, width, dtype=torch.float64, device=layer.weight.device)
     target = torch.zeros(width, layer.out_features, dtype=torch.float64, device=layer.weight.device)
     nothing = torch.zeros(1, device=layer.weight.device)
-    for x, skip, goal in zip(inputs, skips, wanted, strict=True):
+    for whole, rest_of, goal in zip(inputs, skips, wanted, strict=True):
+        x, skip = whole[:, : goal.shape[1]], rest_of[:, : goal.shape[1]]
         rows = F.pad(x.flatten(0, -2), (0, 1), value=1.0)
         scale = join(nothing, torch.ones_like(skip[:1, :1])).flatten()  # what the branch is multiplied by
         rest = ((goal - join(skip, torch.zeros_like(skip))) / torch.where(scale == 0, TINY, scale)).flatten(0, -2)

@@ -25,6 +25,10 @@ def thresholds_of(network: Network, arch: Arch) -> list[nn.Parameter]:
     Raises:
         ValueError: `arch` drops nothing, or not by thresholds.
     """
+    if arch.rest != "dropped":
+        raise ValueError(
+            f"patches of network {arch.id} are {arch.rest}, in fixed numbers; thresholds are for dropped ones"
+        )
     parts = [network.blocks[position] for position in arch.locations]
     found = [part.threshold for part in parts if isinstance(part, TokenPruneModule) and part.threshold is not None]
     if not found or len(found) != len(parts):

@@ -24,7 +24,7 @@ UNCOUNTED = (
 )
 ZERO_OPS = (  # and leaves these out, rightly
     "add sub rsub mul div abs mean sum gelu silu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
-    "index_select linalg_vector_norm"
+    "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as"
 )
 
 
@@ -101,11 +101,12 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from search_spaces.blocks.token_prune import TokenPruneModule
 
     zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.Identity)
-    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, TokenPruneModule)
+    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule)
     attention = {
         Attention: _count_attention,
         GridAttention: _count_grid_attention,
         AttentionPoolModule: _count_attention_pool,
+        TokenPruneModule: _count_token_prune,
     }
     return {**attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
 
@@ -132,6 +133,15 @@ def _count_attention_pool(module: Any, inputs: tuple[Any, ...], output: Tensor) 
         layer.in_features * layer.out_features for layer in (module.q, module.proj, module.mlp.fc1, module.mlp.fc2)
     )
     module.total_ops += batch * (2 * count * module.proj.in_features + keys + once)
+
+
+def _count_token_prune(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The weighted mean of all that may be fused, or the products of all keys that may be matched; nothing where patches are dropped."""
+    (given,) = inputs
+    if module.fuses:
+        module.total_ops += given.x[:, module.prefix :].numel()
+    elif module.merges and module.fewer:
+        module.total_ops += given.keys[:, ::2].numel() * (given.keys.shape[1] // 2)
 
 
 def _count_grid_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -16,9 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nas.samples import visit_json, visit_of
 from nas.target import Target
-from nas.timing import time_sessions
+from nas.thresholded import on_images
+from nas.timing import time_opened, time_sessions
 from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -41,8 +44,12 @@ def time_elsewhere(
     done: Sequence[Visit] = (),
     deadline: float | None = None,
     weights: Mapping[str, float] | None = None,
+    images: Path | None = None,
 ) -> list[Visit]:
     """`nas.timing.time_sessions` in a new process, which ends with this one.
+
+    With `images`, a .npy file of them (N, channels, H, W), the one network, a file, is timed on each of them alone; see
+    `nas.thresholded.on_images`.
 
     Raises:
         InputError: as there, or the process was killed.
@@ -58,6 +65,7 @@ def time_elsewhere(
         "done": [visit_json(visit) for visit in done],
         "seconds": None if deadline is None else deadline - time.monotonic(),
         "weights": weights,
+        "images": None if images is None else str(images),
     }
     visits = list(done)
     path = os.pathsep.join(entry for entry in sys.path if entry)  # the packages that are imported here
@@ -108,25 +116,35 @@ def serve() -> None:
     def answer(value: dict[str, Any]) -> None:
         answers.write(json.dumps(value) + "\n")
 
-    seconds = asked["seconds"]
     try:
-        time_sessions(
-            [Arch.from_json(one["arch"]) if "arch" in one else Path(one["path"]) for one in asked["archs"]],
-            Arch.from_json(asked["reference"]),
-            Target.parse(asked["target"]),
-            rounds=asked["rounds"],
-            seed=asked["seed"],
-            floor=asked["floor"],
-            protocol=Protocol(**asked["protocol"]),
-            record=lambda visit: answer(visit_json(visit)),
-            done=[visit_of(one) for one in asked["done"]],
-            deadline=None if seconds is None else time.monotonic() + seconds,
-            weights=asked["weights"],
-        )
+        _time(asked, lambda visit: answer(visit_json(visit)))
     except InputError as error:
         answer({"refused": str(error)})
     else:
         answer({"end": True})
+
+
+def _time(asked: dict[str, Any], record: Callable[[Visit], None]) -> None:
+    """Do what a request asks for."""
+    target, seconds = Target.parse(asked["target"]), asked["seconds"]
+    networks = [Arch.from_json(one["arch"]) if "arch" in one else Path(one["path"]) for one in asked["archs"]]
+    how: dict[str, Any] = {
+        "rounds": asked["rounds"],
+        "seed": asked["seed"],
+        "floor": asked["floor"],
+        "protocol": Protocol(**asked["protocol"]),
+        "record": record,
+        "done": [visit_of(one) for one in asked["done"]],
+        "deadline": None if seconds is None else time.monotonic() + seconds,
+        "weights": asked["weights"],
+    }
+    reference = Arch.from_json(asked["reference"])
+    if asked["images"] is None:
+        time_sessions(networks, reference, target, **how)
+        return
+    (network,) = networks
+    assert isinstance(network, Path)
+    time_opened(on_images(network, target, np.load(asked["images"], allow_pickle=False)), reference, target, **how)
 
 
 def _watch() -> None:

@@ -29,6 +29,7 @@ AGREEMENT, MAX_DIFF = (
     1e-4,
 )  # share of images with the same best class; difference over the largest logit, if above 1
 CLEAR = 1e-4  # of the mean score: a patch this near to what decides whether it stays is dropped or not by rounding
+ALIKE = 1e-5  # between cosines: of patches this near to each other, rounding decides which are merged
 
 __all__ = ["Checked", "check_onnx", "check_reads_onnx", "export_onnx"]
 
@@ -144,6 +145,10 @@ def _clear(network: nn.Module, trace: list[Chosen], count: int) -> NDArray[np.bo
     clear = np.ones(count, dtype=bool)
     lengths = torch.zeros(0)
     for part, chosen in zip(_locations(network), trace, strict=True):
+        if chosen.similarity is not None:
+            pairs = zip(chosen.similarity, chosen.kept, strict=True)
+            clear &= np.array([_merge_margin(similarity, stays) > ALIKE for similarity, stays in pairs])
+            continue
         scores, kept = chosen.scores, chosen.kept
         packed = scores.ndim == 1
         pairs = (
@@ -155,6 +160,14 @@ def _clear(network: nn.Module, trace: list[Chosen], count: int) -> NDArray[np.bo
         clear &= np.array([_margin(own, stays, cut) > CLEAR / part.total for own, stays in pairs])
         lengths = chosen.counts
     return clear
+
+
+def _merge_margin(similarity: Tensor, stays: Tensor) -> float:
+    """How far the cosines (a, b) of an image are from another choice: of the patches (a,) that stay, or of what others are merged into."""
+    best = similarity.amax(1)
+    nearest = similarity[~stays].topk(min(2, similarity.shape[1]), 1).values
+    other = float((nearest[:, 0] - nearest[:, 1]).min()) if nearest.shape[1] > 1 else math.inf
+    return min(other, float(best[~stays].min() - best[stays].max()) if stays.any() else math.inf)
 
 
 def _margin(scores: Tensor, kept: Tensor, cut: float | None) -> float:

@@ -95,8 +95,8 @@ class LatencyTable:
 
     @property
     def adapted_from(self) -> str | None:
-        """The table that rows were adapted from by the times of a few networks; None where all were measured."""
-        names = [one.adapted_from.table for one in self.content.measurements if one.adapted_from is not None]
+        """The tables that rows were adapted from by the times of a few networks; None where all were measured."""
+        names = [one.adapted_from.tables for one in self.content.measurements if one.adapted_from is not None]
         return names[-1] if names else None
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.adaptation import NETS, Adapted, adapt, check_source, choose_nets
+from nas.adaptation import NETS, adapt, check_sources, choose_nets
 from nas.calibration import calibrate
 from nas.correction import Times, settle
 from nas.effort import leverage
@@ -22,7 +22,18 @@ from nas.progress import say
 from nas.samples import Samples, finish_section
 from nas.scratch import scratch_dir
 from nas.solve import RowSystem
-from nas.table_file import Adaptation, Calibration, Content, Measurement, RowTime, Verdict, rewrite, sweep, write
+from nas.table_file import (
+    Adaptation,
+    Calibration,
+    Content,
+    Measurement,
+    Origin,
+    RowTime,
+    Verdict,
+    rewrite,
+    sweep,
+    write,
+)
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import time_sessions
 from nas.visits import PROTOCOL, Protocol, Visit
@@ -57,11 +68,11 @@ class Job:
     seed: int
     protocol: Protocol
     deadline: float | None = None  # of `time.monotonic()`
-    source: LatencyTable | None = None  # the table to adapt, where rows are not measured
+    sources: tuple[LatencyTable, ...] = ()  # the tables to adapt, where rows are not measured
 
     def header(self) -> dict[str, Any]:
         """What a samples file must agree on to be resumed."""
-        adapted = {} if self.source is None else {"adapted_from": self.source.content.sha256}
+        adapted = {"adapted_from": ",".join(source.content.sha256 for source in self.sources)} if self.sources else {}
         return {
             "space": self.space.name,
             "classes": self.space.classes,
@@ -94,12 +105,12 @@ def measure_table(
     resume: bool = False,
     fresh: bool = False,
     protocol: Protocol = PROTOCOL,
-    source: LatencyTable | None = None,
+    sources: Sequence[LatencyTable] = (),
     nets: int = NETS,
 ) -> LatencyTable:
     """Measure the rows of a space that this machine's table in `out` lacks, and write the table.
 
-    With `source` no row is measured: a new table is adapted from that one, by the times of a few whole networks.
+    With `sources` no row is measured: a new table is adapted from those, by the times of a few whole networks.
 
     Args:
         space: whose rows.
@@ -111,12 +122,12 @@ def measure_table(
         resume: go on with a measurement that was interrupted.
         fresh: measure all rows anew.
         protocol: the figures of the timing protocol.
-        source: a table of the same space, of any target and machine, with all of its rows.
+        sources: tables of the same space, of any targets and machines, with all of its rows between them.
         nets: how many networks to time for an adaptation.
 
     Raises:
         InputError: the target asks for more than the machine has, a file is in the way or damaged, `rounds` is below one,
-            `minutes` not positive, or the space cannot be adapted from `source` by so many networks.
+            `minutes` not positive, or the space cannot be adapted from `sources` by so many networks.
     """
     deadline = _deadline(minutes)
     target.check_here()
@@ -131,11 +142,11 @@ def measure_table(
         about = {"space": space.name, "classes": space.classes, "target": target.name}
         finish_section(_beside(stem), about, lambda: rewrite(stem))
         return table
-    if source is None:
-        plan = make_plan(space, table, seed, target.thresholds)
+    if sources:
+        plan = _adaptation_plan(space, target, sources, nets, seed, None if table is None else stem.name)
     else:
-        plan = _adaptation_plan(space, target, source, nets, seed, None if table is None else stem.name)
-    job = Job(space, target, plan, rounds, seed, protocol, deadline, source)
+        plan = make_plan(space, table, seed, target.thresholds)
+    job = Job(space, target, plan, rounds, seed, protocol, deadline, tuple(sources))
     with Samples(_beside(stem), job.header(), resume=resume, fresh=fresh and not resume) as samples:
         sweep(stem)
         _run(job, stem, table, samples)
@@ -146,13 +157,13 @@ def measure_table(
 
 
 def _adaptation_plan(
-    space: Measurable, target: Target, source: LatencyTable, nets: int, seed: int, present: str | None
+    space: Measurable, target: Target, sources: Sequence[LatencyTable], nets: int, seed: int, present: str | None
 ) -> Plan:
-    """The networks to time for a table that is adapted from `source`; `present` names a table that is in its way."""
-    check_source(source, space, target.thresholds)
+    """The networks to time for a table that is adapted from `sources`; `present` names a table that is in its way."""
+    check_sources(sources, space, target.thresholds)
     if present is not None:
         raise InputError(f"{present} is there and lacks rows of {space.name}; pass --fresh to adapt a new one over it")
-    return Plan((), choose_nets(source, space, nets, seed), (), source.reference, {}, ())
+    return Plan((), choose_nets(sources, space, nets, seed), (), sources[0].reference, {}, ())
 
 
 def _deadline(minutes: float | None) -> float | None:
@@ -182,8 +193,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
     elif table is not None:
         content = _more_content(job, times, table.content, at, seconds)
     else:
-        assert job.source is not None
-        content = _adapted_content(job, times, job.source, at, seconds)
+        content = _adapted_content(job, times, at, seconds)
     write(stem, content)
     samples.finish()
 
@@ -319,46 +329,48 @@ def _worse(*verdicts: Verdict) -> Verdict:
     return max(verdicts, key=lambda one: (not one.good, one.noise_floor))
 
 
-def _adapted_content(job: Job, times: Times, source: LatencyTable, at: int, seconds: float) -> Content:
-    """A table of the rows of `source`, as the networks' times show them to be on the new target."""
-    archs, old, classes = job.plan.archs, source.content, job.space.classes
+def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content:
+    """A table of the rows of the job's sources, as the networks' times show them to be on the new target."""
+    archs, classes = job.plan.archs, job.space.classes
     ms = np.array([times.ms[arch.id] for arch in archs])
-    found = adapt(source, archs, ms, times.noise_floor, [len(times.kept[arch.id]) for arch in archs])
-    verdict = _adapted_verdict(_verdict(job, times), found, source)
+    found = adapt(job.sources, archs, ms, times.noise_floor, [len(times.kept[arch.id]) for arch in archs])
+    first, *others = (Origin(one.path.name, one.content.sha256, one.content.target) for one in job.sources)
     how = Adaptation(
-        table=source.path.name,
-        sha256=old.sha256,
-        target=old.target,
+        table=first.table,
+        sha256=first.sha256,
+        target=first.target,
         nets=tuple(arch.id for arch in archs),
         factors=dict(found.factors),
         heldout_mape=found.calibration.heldout_mape,
         one_scale=found.one_scale,
         one_scale_heldout_mape=found.one_scale_mape,
+        others=tuple(others),
     )
-    about = Measurement(at, seconds, job.rounds, job.seed, classes, len(archs), verdict, how)
+    verdict = _adapted_verdict(_verdict(job, times), how)
+    known = dict.fromkeys(count for source in job.sources for count in source.content.classes if count != classes)
     return Content(
         space=job.space.name,
-        classes=(*(c for c in old.classes if c != classes), classes),
+        classes=(*known, classes),
         target=job.target.name,
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),
         statistic=times.statistic,
         calibration=found.calibration,
-        reference=old.reference,
+        reference=job.sources[0].content.reference,
         reference_ms=times.reference_ms,
         verdict=verdict,
-        measurements=(about,),
+        measurements=(Measurement(at, seconds, job.rounds, job.seed, classes, len(archs), verdict, how),),
         rows=found.rows,
     )
 
 
-def _adapted_verdict(verdict: Verdict, found: Adapted, source: LatencyTable) -> Verdict:
+def _adapted_verdict(verdict: Verdict, how: Adaptation) -> Verdict:
     """The verdict on the timings, and on what they say about the rows."""
-    error, nets = found.calibration.heldout_mape, found.calibration.nets
-    how = f"adapted from {source.path.name} by {nets} networks, held-out error {error:.1%}"
+    error = how.heldout_mape
+    why = f"adapted from {how.tables} by {len(how.nets)} networks, held-out error {error:.1%}"
     if error > UNLIKE:
-        how += f", above {UNLIKE:.0%}: measure it without --from"
-    return replace(verdict, good=verdict.good and error <= UNLIKE, why=f"{how}; {verdict.why}")
+        why += f", above {UNLIKE:.0%}: measure it without --from"
+    return replace(verdict, good=verdict.good and error <= UNLIKE, why=f"{why}; {verdict.why}")
 
 
 def _row_times(

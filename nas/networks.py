@@ -1,4 +1,4 @@
-"""What a user may mean by a network: a zoo name, a model of timm or Hugging Face, a checkpoint, an architecture file, or a run that holds one."""
+"""What a user may mean by a network: one that ships, a zoo name, a model of timm or Hugging Face, a checkpoint, an architecture file, or a run that holds one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from nas.evaluate import calibration_batches
 from nas.pretrained import HF, TIMM, Normalisation, hf_model, normalisation, timm_model
 from nas.progress import say
 from nas.runs import Run, read_arch
+from nas.shipped import NAMES, shipped_network
 from nas.train.retrain import fresh_network, load_network
 from nas.train.supernet import load_supernet
 from search_spaces import zoo
@@ -101,7 +102,7 @@ class Named:
 
 
 def network_named(name: str, budget_ms: float | None = None, weights: Path | None = None) -> Named:
-    """The network of a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
+    """The network of a name that ships, a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
 
     Args:
         name: what the user gave; `timm:NAME@FILE` takes the weights from a safetensors file, `hf:FOLDER` all from a folder.
@@ -120,6 +121,9 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return Named(network.arch, network)
     if name in zoo.names():
         return Named(zoo.arch(name))
+    if name in NAMES:
+        network = shipped_network(name)
+        return Named(network.arch, network)
     if name.startswith((TIMM, HF)):
         return _foreign(name)
     path = Path(name)
@@ -130,7 +134,8 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return Named(read_arch(path))
     if not path.is_dir():
         raise InputError(
-            f"{name} is no zoo name, timm:NAME, hf:NAME, checkpoint, architecture file or run folder; zoo names: {', '.join(zoo.names())}"
+            f"{name} is no zoo name, timm:NAME, hf:NAME, checkpoint, architecture file or run folder; with weights there ship "
+            f"{', '.join(NAMES)}; zoo names: {', '.join(zoo.names())}"
         )
     run = Run.open(path)
     if run.config["kind"] == "search":

@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Content",
     "Measurement",
+    "Origin",
     "RowTime",
     "Verdict",
     "checksum",
@@ -95,17 +96,32 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """How rows were adapted from another table's; see `nas.adaptation`."""
+class Origin:
+    """A table that rows were adapted from."""
 
     table: str  # its name
     sha256: str  # of its rows
     target: str
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How rows were adapted from other tables'; see `nas.adaptation`."""
+
+    table: str  # the first one's name
+    sha256: str  # of its rows
+    target: str
     nets: tuple[str, ...]  # the networks that were timed
-    factors: Mapping[str, float]  # new over old ms of all rows of a kind together
+    factors: Mapping[str, float]  # new over the first one's ms of all rows of a kind together
     heldout_mape: float
-    one_scale: float  # were all rows scaled alike, for comparison
+    one_scale: float  # were the first one's rows scaled alike, for comparison
     one_scale_heldout_mape: float
+    others: tuple[Origin, ...] = ()  # the tables beside the first
+
+    @property
+    def tables(self) -> str:
+        """Which tables, in a few words."""
+        return f"{self.table} and {len(self.others)} more" if self.others else self.table
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def tables_in(folder: Path) -> list[dict[str, Any]]:
     """Each table of a folder by name, one field the same for all: a damaged one has its `fault`, a line, and null elsewhere.
 
     `name`, `space`, `target`, `machine`, `here` (whether that is this one), `age_days` since rows were last added, `rows`, `nets`
-    (networks that it was calibrated on), `heldout_mape` (its error on them, held out), `adapted_from` (the table whose rows were adapted, or null), `verdict` ("good", or why not), `fault`,
+    (networks that it was calibrated on), `heldout_mape` (its error on them, held out), `adapted_from` (the tables whose rows were adapted, or null), `verdict` ("good", or why not), `fault`,
     `path` of the JSON file.
     """
     files = [path for path in folder.glob("*") if path.suffix in (".csv", ".json")]
@@ -64,7 +64,7 @@ def _facts(content: Content) -> dict[str, Any]:
         len(content.rows),
         calibration.nets,
         calibration.heldout_mape,
-        next((one.adapted_from.table for one in content.measurements if one.adapted_from), None),
+        next((one.adapted_from.tables for one in content.measurements if one.adapted_from), None),
         "good" if content.verdict.good else content.verdict.why,
     )
     return dict(zip(FIELDS, values, strict=True))

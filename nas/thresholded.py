@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.thresholds import Batches, counts_of
+from nas.interleave import Timed
 from nas.latency import LatencyTable
 from nas.runtimes import RUNTIMES, Session
 from nas.target import Target
@@ -18,7 +19,7 @@ from nas.timing import Timing, settled, time_opened
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 
-__all__ = ["Spread", "compare", "in_batches", "predict_images", "time_images"]
+__all__ = ["ROUNDS", "Spread", "compare", "in_batches", "on_images", "predict_images", "time_images"]
 
 ROUNDS = 6  # over many images a few visits of each tell mean and p95
 BATCH = 32  # images whose patches are counted together
@@ -59,6 +60,20 @@ class _OnImage:
         return self.session.time(repeats, self.image)
 
 
+def on_images(path: Path, target: Target, images: NDArray[np.float32]) -> dict[str, Timed]:
+    """An exported file on each image (N, channels, H, W) alone, by the names that its visits get.
+
+    Raises:
+        InputError: the target has another batch than 1, there are no images, or the file is not a network for the target.
+    """
+    if target.batch != 1 or not len(images):
+        raise InputError(
+            f"times of images are taken one by one, on a target of batch 1; got {len(images)} and {target.name}"
+        )
+    session = RUNTIMES[target.runtime].from_file(path, target)
+    return {f"image {number}": _OnImage(session, image[None]) for number, image in enumerate(images)}
+
+
 def time_images(
     path: Path,
     target: Target,
@@ -86,12 +101,7 @@ def time_images(
         InputError: the target has another batch, there are no images, or the file is not a network for the target.
     """
     target.check_here()
-    if target.batch != 1 or not len(images):
-        raise InputError(
-            f"times of images are taken one by one, on a target of batch 1; got {len(images)} and {target.name}"
-        )
-    session = RUNTIMES[target.runtime].from_file(path, target)
-    pairs = {f"image {number}": _OnImage(session, image[None]) for number, image in enumerate(images)}
+    pairs = on_images(path, target, images)
     visits = time_opened(pairs, reference, target, rounds=rounds, seed=seed, floor=reference_ms)
     timings = settled(visits, rounds, statistic, reference_ms)
     return [timings[name] for name in pairs]

@@ -25,11 +25,12 @@ AT_ONCE = 8
 
 
 class Step(NamedTuple):
-    """One application of a block: which, which of its loops (None: all of them), and whether it scores the patches."""
+    """One application of a block: which, which of its loops (None: all of them), and what it tells of the patches."""
 
     position: int
     loop: int | None
-    scored: bool
+    scored: bool  # by which they are kept
+    keyed: bool = False  # or their keys, by which they are merged
 
 
 class Network(nn.Module):
@@ -59,9 +60,9 @@ class Network(nn.Module):
 
     def _run(self, x: Tensor, trace: list[Chosen] | None) -> Tensor:
         state: Tensor | Kept = x
-        for position, loop, scored in self.schedule:
+        for position, loop, *asked in self.schedule:
             block = self.blocks[position]
-            state = block(state) if loop is None and not scored else block(state, loop, scored)
+            state = block(state) if loop is None and not any(asked) else block(state, loop, *asked)
             if trace is not None and isinstance(state, Kept) and state.chosen is not None:
                 trace.append(state.chosen)
         assert isinstance(state, Tensor)
@@ -103,6 +104,10 @@ class Arch:
                 raise ValueError(f"block {position} (token_prune) cannot lie inside an external loop")
         if len({spec.adaptive for spec in self.blocks if isinstance(spec, TokenPrune)}) > 1:
             raise ValueError("pruning locations choose by thresholds all, or none of them: adaptive must be the same")
+        if len({spec.rest for spec in self.blocks if isinstance(spec, TokenPrune)}) > 1:
+            raise ValueError(
+                "what is not kept is dropped, fused or merged at all pruning locations: rest must be the same"
+            )
         object.__setattr__(self, "states", tuple(states))
 
     @property
@@ -131,16 +136,23 @@ class Arch:
     def at(self, image_size: int) -> "Arch":
         """The same network for images of another size; pruning locations keep the same share of the grid's patches.
 
+        Where patches are merged, no fewer than half of those that reach a location.
+
         Raises:
             ValueError: a block cannot run on what it gets there.
         """
-        least = dataclasses.replace(self.keeping([1] * len(self.locations)), image_size=image_size)
-        keeps = []
+        blocks = list(self.blocks)
+        for position in self.locations:
+            blocks[position] = TokenPrune(1)  # fits grids of all sizes
+        least = dataclasses.replace(self, blocks=tuple(blocks), image_size=image_size)
+        left: int | None = None  # by the location before
         for position in self.locations:
             spec, old, new = self.blocks[position], self.states[position], least.states[position]
             assert isinstance(spec, TokenPrune) and isinstance(old, Tokens) and isinstance(new, Tokens)
-            keeps.append(max(1, round(spec.keep * math.prod(new.grid) / math.prod(old.grid))))
-        return least.keeping(keeps)
+            wanted = round(spec.keep * math.prod(new.grid) / math.prod(old.grid))
+            left = max(spec.least(left or new.patches), wanted)
+            blocks[position] = dataclasses.replace(spec, keep=left)
+        return dataclasses.replace(least, blocks=tuple(blocks))
 
     def with_loops(self, loops: int) -> "Arch":
         """The same network with no block applied more than `loops` times.
@@ -161,18 +173,26 @@ class Arch:
         """Positions of the blocks that drop tokens."""
         return tuple(i for i, spec in enumerate(self.blocks) if isinstance(spec, TokenPrune))
 
+    @property
+    def rest(self) -> str:
+        """What becomes of patches that are not kept, alike at all locations."""
+        return next((spec.rest for spec in self.blocks if isinstance(spec, TokenPrune)), "dropped")
+
     def keeping(self, keeps: Sequence[int] | None = None, adaptive: bool | None = None) -> "Arch":
         """The same network with other counts of kept patches at its pruning locations, or chosen in the other way.
 
         Raises:
-            ValueError: more patches are kept than reach a location.
+            ValueError: more patches are kept than reach a location; fewer than half of them where they are merged; or thresholds are to
+                choose what is fused or merged.
         """
         blocks = list(self.blocks)
         for number, position in enumerate(self.locations):
             spec = blocks[position]
             assert isinstance(spec, TokenPrune)
             keep = spec.keep if keeps is None else keeps[number]
-            blocks[position] = TokenPrune(keep, spec.adaptive if adaptive is None else adaptive)
+            blocks[position] = dataclasses.replace(
+                spec, keep=keep, adaptive=spec.adaptive if adaptive is None else adaptive
+            )
         return dataclasses.replace(self, blocks=tuple(blocks))
 
     def build(self) -> Network:
@@ -180,15 +200,19 @@ class Arch:
         return Network(self)
 
     def schedule(self) -> tuple[Step, ...]:
-        """In which order blocks run: neighbours that ask for equally many passes as one, pass after pass; the last step before a pruning location scores."""
+        """In which order blocks run: neighbours that ask for equally many passes as one, pass after pass; the last step before a pruning location scores, or gives keys."""
         found: list[Step] = []
         for passes, group in groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].passes):
             run = list(group)
             loops = [None] if passes == 1 else range(passes)
             found += [Step(position, loop, False) for loop in loops for position in run]
         following = [step.position for step in found[1:]]
-        scored = [position in self.locations for position in following] + [False]
-        return tuple(step._replace(scored=score) for step, score in zip(found, scored, strict=True))
+        asked = [position in self.locations for position in following] + [False]
+        merges = self.rest == "merged"
+        return tuple(
+            step._replace(scored=ask and not merges, keyed=ask and merges)
+            for step, ask in zip(found, asked, strict=True)
+        )
 
     def example(self, batch: int = 1, seed: int = 0) -> Tensor:
         """A random input (batch, channels, image_size, image_size) that depends on `seed` alone."""

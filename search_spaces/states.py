@@ -1,8 +1,9 @@
 """What travels between blocks: the shapes a block accepts and gives."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Logits", "Map", "State", "Tokens", "tokens_of"]
+__all__ = ["Logits", "Map", "Scorer", "State", "Tokens", "tokens_of"]
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,31 @@ class Map:
         return self.height * self.width
 
 
+class Scorer(NamedTuple):
+    """The attention that patches can be scored by, or compared."""
+
+    heads: int
+    value: int  # width of each head's values
+    key: int = 0  # and of its keys; 0 where nobody asks
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A sequence of tokens, the patches among them in the row order of `grid`; tensors are (B, count, channels)."""
 
-    count: int  # the first `prefix` tokens and the patches that are left
+    count: int  # the first `prefix` tokens, the patches that are left, and last the fused token
     channels: int
     grid: tuple[int, int]
     prefix: int = 0  # leading tokens that lie on no place, such as a class token
     pruned: bool = False  # whether patches were dropped
-    scored_by: tuple[int, int] | None = None  # heads and value width of the attention that can score the patches
+    scored_by: Scorer | None = None  # the attention that can score the patches
+    fused: bool = False  # whether the last token stands for all patches that were not kept; it lies on no place
+    sized: bool = False  # whether patches were merged, so that a token may stand for several
 
     @property
     def patches(self) -> int:
         """Tokens that lie on the grid."""
-        return self.count - self.prefix
+        return self.count - self.prefix - self.fused
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ class Chosen:
     scores: Tensor  # (B, n); (sum n_i,) where images came with different numbers of patches
     counts: Tensor  # (B,), with gradient in training
     kept: Tensor  # like `scores`: true, or 1 in training, for those that stay
+    similarity: Tensor | None = (
+        None  # (B, a, b) where patches are merged: `scores` and `kept` are then (B, a), see `Match`
+    )
 
     @staticmethod
     def together(parts: "Sequence[Chosen]") -> "Chosen":
@@ -54,6 +57,7 @@ class Kept:
 
     In training all tokens stay and `mask` says which count. Otherwise the dropped ones are gone, and `places` says where on
     the grid the others lie; where images keep different numbers, the tokens of all are packed one image after the other.
+    Instead of being dropped, patches may be fused into one token, the last, or merged; see `search_spaces.merging`.
     """
 
     x: Tensor  # (B, n, C), or (sum n_i, C) packed
@@ -62,6 +66,16 @@ class Kept:
     lengths: Tensor | None = None  # (B,) tokens of each image, packed
     score: Tensor | None = None  # of the patches, by the block before: (B, patches), or packed
     chosen: Chosen | None = None  # of the pruning location just passed
+    fused: Tensor | None = None  # (B, 1) weight of the fused token; None without one
+    sizes: Tensor | None = (
+        None  # (B, n) how many patches each token stands for, 1 for a class token; None while all are 1
+    )
+    keys: Tensor | None = None  # of the patches, by the block before: (B, patches, d), the mean over its heads
+
+    @property
+    def counts(self) -> Tensor | None:
+        """(B, n) as how many each token counts in a mean; None where each counts as one."""
+        return self.mask if self.sizes is None else self.sizes.to(self.x.dtype)
 
 
 def score(attention: Tensor, context: Tensor, row: int | None, mask: Tensor | None = None) -> Tensor:

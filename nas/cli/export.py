@@ -16,7 +16,7 @@ def export(
     network: Annotated[
         str,
         typer.Argument(
-            help="Retrain run, search run, checkpoint, architecture file, timm:NAME, hf:NAME, or zoo name (random weights, without --weights)."
+            help="Retrain run, search run, checkpoint, architecture file, contours_vit, digits_vit, timm:NAME, hf:NAME, or zoo name (random weights, without --weights)."
         ),
     ],
     weights: Weights = None,

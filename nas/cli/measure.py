@@ -31,10 +31,12 @@ def measure(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure all rows anew, over the table that is there.")
     ] = False,
-    source: Annotated[
-        Path | None,
+    sources: Annotated[
+        list[Path] | None,
         typer.Option(
-            "--from", help="A table of another target or machine, to be adapted by timing whole networks alone."
+            "--from",
+            help="A table of another target or machine, to be adapted by timing whole networks alone; or several, or "
+            "'known': all there are.",
         ),
     ] = None,
     nets: Annotated[int | None, typer.Option("--nets", help="Networks to time for --from; 20 unless told.")] = None,
@@ -42,9 +44,9 @@ def measure(
 ) -> None:
     """Build the latency table of a space on this machine."""
     from nas.adaptation import NETS
-    from nas.latency import LatencyTable
     from nas.measure import TABLE_ROUNDS, measure_table
-    from nas.tables import table_path, tables_dir
+    from nas.sources import find_sources
+    from nas.tables import tables_dir
     from nas.target import Target
     from nas.train.supernet import space_named
     from search_spaces.errors import InputError
@@ -53,7 +55,7 @@ def measure(
     wanted = Target.parse(target)
     networks = space_named(space, classes)
     folder = out or tables_dir()
-    if nets is not None and source is None:
+    if nets is not None and not sources:
         raise InputError("--nets is how many networks to time for --from TABLE; give both, or neither")
     table = measure_table(
         networks,
@@ -64,7 +66,7 @@ def measure(
         seed=seed,
         resume=resume,
         fresh=fresh,
-        source=None if source is None else LatencyTable.load(table_path(source)),
+        sources=find_sources(sources or (), networks, wanted),
         nets=NETS if nets is None else nets,
     )
     found = {

@@ -13,7 +13,7 @@ def profile(
     model: Annotated[
         str,
         typer.Argument(
-            help="Zoo name, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
+            help="Zoo name, contours_vit, digits_vit, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
         ),
     ],
     target: Annotated[

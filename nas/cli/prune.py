@@ -9,13 +9,13 @@ from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePat
 
 __all__ = ["prune"]
 
+PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,fusing,merging,width,resolution; all unless told."
 DROP = (
     "Share of search-validation that may be lost, such as 0.01; alone, the fastest network that loses no more is found."
 )
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 ADAPTIVE = "Where what is left drops tokens, learn how many of each image: the budget is held on average."
-PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,width,resolution; all unless told."
-MODEL = "timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights: a dense ViT."
+MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
 BASELINES = (
     "Print what else takes as long: a smaller sibling, cuts alike in all blocks, by magnitude, smaller images, int8."
 )

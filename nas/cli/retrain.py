@@ -9,7 +9,7 @@ from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed
 
 __all__ = ["retrain"]
 
-TEACHER = "What is distilled from: a retrain run, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
+TEACHER = "What is distilled from: a retrain run, contours_vit or digits_vit, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
 SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
@@ -25,7 +25,9 @@ COST = "With --thresholds: mean cost to hold, in ms with --table or --target, el
 def retrain(
     network: Annotated[
         str,
-        typer.Argument(help="Search run, retrain run, checkpoint, architecture file, zoo name, timm:NAME or hf:NAME."),
+        typer.Argument(
+            help="Search run, retrain run, checkpoint, architecture file, contours_vit, digits_vit, zoo name, timm:NAME or hf:NAME."
+        ),
     ],
     data: DataName,
     weights: Weights = None,

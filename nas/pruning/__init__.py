@@ -61,7 +61,8 @@ def prune_network(
     goal = Goal(budget_ms, speedup, max_drop)
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
-    job = job_of(name, dataset, table, target, weights, images, check_parts(parts), seed, foreign)
+    parts = tuple(one for one in check_parts(parts) if not healing.adaptive or one not in ("fusing", "merging"))
+    job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign)
     _check_healing(job, goal, healing)
     config = {
         "network": job.source,

@@ -32,8 +32,8 @@ def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, flo
             assert file.ms is not None
             taken, what = file.ms, "the exported file, in a process of its own, takes"
         say(f"{what} {taken:.4g} ms, over the budget of {budget:.4g} ms: pruning further")
-        limit *= SPARE * budget / taken
         frame = found.frame
+        limit *= SPARE * budget / taken
     raise BudgetError(
         f"after {TRIES} tries the network takes {taken:.4g} ms, above {budget:.4g} ms; the table and the clock "
         "disagree: measure with --fresh on a quieter machine, or raise the budget"

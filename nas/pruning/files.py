@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from nas.pruning.job import Job
 from nas.runtimes import RUNTIMES
 from nas.runtimes.quantise import quantise
 from nas.target import Target
+from nas.thresholded import ROUNDS as IMAGE_ROUNDS
 from nas.timing import ROUNDS, Timing, settled
 from search_spaces.arch import Arch, Network
 
@@ -25,6 +27,7 @@ __all__ = ["Delivered", "Files", "built", "quantised", "retimed"]
 
 ONNX, INT8, DENSE = "model.onnx", "model.int8.onnx", "dense.onnx"
 CHECKED, CALIBRATING = 1000, 64  # search-validation images to compare on; training images that tell ranges for int8
+TIMED = 32  # search-validation images that a file whose time depends on the image is timed on
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Files:
         checked = self._exported(built(arch, weights), path)
         if SUFFIX not in RUNTIMES[target.runtime].files:
             return Delivered(path, checked, None, None)
+        if arch != arch.keeping(adaptive=False):
+            return Delivered(path, checked, path, self._mean_ms(path, arch))
         timed = quantised(self.job, arch, path, self.out / INT8) if target.dtype == "int8" else path
         _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)
         return Delivered(path, checked, timed, timing.ms)
@@ -80,6 +85,13 @@ class Files:
         path, arch = self.scratch / DENSE, self.job.named.arch
         self._exported(self.job.network, path)
         return quantised(self.job, arch, path, path) if self.job.table.target.dtype == "int8" else path
+
+    def _mean_ms(self, path: Path, arch: Arch) -> float:
+        """Mean over search-validation images of what a file with thresholds takes for each alone."""
+        table, images = self.job.table, self.scratch / "images.npy"
+        batches = self.job.data.at(arch.image_size).loader("val", TIMED, limit=TIMED)
+        np.save(images, next(iter(batches))[0].numpy())
+        return float(np.mean([timing.ms for timing in retimed([path], table, self.job.seed, IMAGE_ROUNDS, images)]))
 
     def _exported(self, network: Network, path: Path) -> Checked:
         arch = network.arch
@@ -106,13 +118,15 @@ def quantised(job: Job, arch: Arch, source: Path, path: Path) -> Path:
     return path
 
 
-def retimed(files: Sequence[Path], table: LatencyTable, seed: int, rounds: int = ROUNDS) -> list[Timing]:
-    """Each file, timed now in a process that has nothing else open, in turns with the others and at the table's clock.
+def retimed(
+    files: Sequence[Path], table: LatencyTable, seed: int, rounds: int = ROUNDS, images: Path | None = None
+) -> list[Timing]:
+    """Each file, or the one file on each of `images`, timed now in a process that has nothing else open, in turns and at the table's clock.
 
     Raises:
         InputError: a file is not a network for the table's target, or the process was killed.
     """
     clock = table.reference_ms
-    visits = time_elsewhere(files, table.reference, table.target, rounds=rounds, seed=seed, floor=clock)
+    visits = time_elsewhere(files, table.reference, table.target, rounds=rounds, seed=seed, floor=clock, images=images)
     timings = settled(visits, rounds, table.statistic, clock)
-    return [timings[str(file)] for file in files]
+    return list(timings.values()) if images is not None else [timings[str(file)] for file in files]

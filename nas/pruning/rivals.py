@@ -125,11 +125,11 @@ def _sibling(job: Job, model: str) -> Rival | Missing:
 def _uniform(job: Job, budget: float) -> Iterator[Rival | Missing]:
     """Every block with the same share of its heads and neurons: those that matter least, with the rest solved anew; those of least weight."""
     arch, weights = job.named.arch, dict(job.network.state_dict())
-    priced = [(share, sizes, job.table.predict(resized(arch, sizes)).ms) for share, sizes in uniform_sizes(arch)]
-    fits = [(share, sizes) for share, sizes, ms in priced if ms <= budget]
+    cuts = [(share, sizes) for share, sizes in uniform_sizes(arch) if not job.table.unpriced(resized(arch, sizes).rows)]
+    times = [job.table.predict(resized(arch, sizes)).ms for _, sizes in cuts]
+    fits = [cut for cut, ms in zip(cuts, times, strict=True) if ms <= budget]
     if not fits:
-        least = min(ms for _, _, ms in priced)
-        why = f"with the fewest heads and neurons in each block it is predicted to take {least:.4g} ms"
+        why = f"with the fewest heads and neurons in every block that the table prices it is predicted to take {min(times):.4g} ms"
         yield from (Missing(name, why) for name in ("uniform", "magnitude"))
         return
     share, sizes = fits[0]

@@ -1,4 +1,4 @@
-"""Teachers by name: a retrain run, or a timm model with its pretrained weights or those of a file."""
+"""Teachers by name: a retrain run, a network that ships, or a timm model with its pretrained weights or those of a file."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nas.data import Data
 from nas.pretrained import TIMM, timm_model
+from nas.shipped import NAMES, shipped_network
 from nas.train.retrain import Teacher, load_network
 from search_spaces.resize import resized
 
@@ -35,14 +36,14 @@ class Adapted(nn.Module):
 
 
 def teacher_named(name: str, data: Data, weight: float | None = None, temperature: float | None = None) -> Teacher:
-    """The teacher that is a retrain run's folder, `timm:NAME`, or `timm:NAME@FILE` with weights in safetensors.
+    """The teacher that is a retrain run's folder, a name that ships, `timm:NAME`, or `timm:NAME@FILE` with weights in safetensors.
 
     `weight` is its share of the loss; None leaves that and the temperature as they are in `Teacher`.
 
     Raises:
         InputError: no such run, model or file, weights that cannot be had, or other classes than those of `data`.
     """
-    network, classes = _timm(name.removeprefix(TIMM), data) if name.startswith(TIMM) else _run(Path(name), data)
+    network, classes = _timm(name.removeprefix(TIMM), data) if name.startswith(TIMM) else _own(name, data)
     return Teacher(
         network,
         classes,
@@ -51,9 +52,10 @@ def teacher_named(name: str, data: Data, weight: float | None = None, temperatur
     )
 
 
-def _run(path: Path, data: Data) -> tuple[nn.Module, int]:
-    """The network of a retrain run, and how many classes it tells apart."""
-    network, arch, _ = load_network(path)
+def _own(name: str, data: Data) -> tuple[nn.Module, int]:
+    """A network that ships or that of a retrain run, and how many classes it tells apart."""
+    network = shipped_network(name) if name in NAMES else load_network(Path(name))[0]
+    arch = network.arch
     size = (arch.image_size, arch.image_size)
     return Adapted(network, size, torch.tensor(data.mean), torch.tensor(data.std), data).eval(), arch.classes
 

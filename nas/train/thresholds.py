@@ -77,13 +77,18 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         target: mean cost over the images; by default what the network costs with the numbers of patches in its specs.
 
     Raises:
-        InputError: the network drops nothing, or costs more than `target` with one patch of each image, or less with all.
+        InputError: the network drops nothing, or fuses or merges patches, or costs more than `target` with one patch of each image, or less with all.
         MissingLatency: `prices` lacks rows of the network.
     """
     if not arch.locations:
         raise InputError(
             f"network {arch.id} has no pruning location that could have a threshold; give one with token_prune blocks, such as "
             "asvit_deit_tiny"
+        )
+    if arch.rest != "dropped":
+        raise InputError(
+            f"patches of network {arch.id} are {arch.rest}, in fixed numbers, and thresholds are for dropped ones; train it without "
+            "--thresholds, or leave rest out of its token_prune blocks"
         )
     places = [state for state in (arch.states[place] for place in arch.locations) if isinstance(state, Tokens)]
     total = places[0].grid[0] * places[0].grid[1]

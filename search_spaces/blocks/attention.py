@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.grouping import arrangement, inverse
+from search_spaces.merging import proportional
 from search_spaces.tokens import Kept, attend, masked_softmax, packed_attention, packed_score, ranks, score
 
 __all__ = ["Attention", "Cut", "offset_index"]
@@ -71,8 +72,12 @@ class Cut(nn.Module):
 
     def of_tokens(self, scores: Tensor) -> Tensor:
         """(B * groups, N / groups) scores, each group's its own -> (B, N) in the order of the tokens, of one sum."""
-        scores = scores.reshape(-1, scores.shape[1] * self.groups) / self.groups if self.groups > 1 else scores
-        return scores[:, self.back] if self.moves else scores
+        return self.in_order(scores / self.groups if self.groups > 1 else scores)
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """(B * groups, N / groups, ...) -> (B, N, ...) in the order of the tokens."""
+        x = x.reshape(-1, x.shape[1] * self.groups, *x.shape[2:]) if self.groups > 1 else x
+        return x[:, self.back] if self.moves else x
 
 
 def _follow(cut: Cut, keys: object) -> None:
@@ -97,15 +102,18 @@ class Attention(nn.Module):
         cuts: list[Cut],
         prefix: int = 0,
         qk_norm_eps: float | None = None,
+        fused: bool = False,
     ) -> None:
         """`places` is the number of offsets with a learned bias, None for no bias; one of `cuts` is used in each call.
 
         `qk_norm_eps`: of the norms of each head's queries and keys (ViT-22B, arXiv 2302.05442, section 2); None for none.
 
-        The first of `prefix` leading tokens, a class token, scores the others; without one all tokens do.
+        The first of `prefix` leading tokens, a class token, scores the others; without one all tokens do. `fused`: the last token
+        is no patch.
         """
         super().__init__()
         self.heads, self.key_dim, self.value_dim, self.prefix = heads, key_dim, value_dim, prefix
+        self.patches = slice(prefix, -1 if fused else None)
         self.qkv = nn.Linear(channels, heads * (2 * key_dim + value_dim))
         self.proj = nn.Linear(heads * value_dim, channels)
         self.attention_biases = None if places is None else nn.Parameter(torch.zeros(heads, places))
@@ -121,36 +129,41 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Tensor, loop: int = 0, kept: Kept | None = None, scored: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """What attention adds to `x`, and where `scored` the patches' scores; `kept` says what is left of the tokens."""
+        self, x: Tensor, loop: int = 0, kept: Kept | None = None, scored: bool = False, keyed: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What attention adds to `x`, where `scored` the patches' scores, and where `keyed` their keys; `kept` says what is left of the tokens."""
         cut = self.cuts[loop]
         assert isinstance(cut, Cut)
         if kept is not None and kept.lengths is not None:
-            return self._packed(x, cut, kept.lengths, kept.places, scored)
-        mask, places = (None, None) if kept is None else (kept.mask, kept.places)
+            return *self._packed(x, cut, kept.lengths, kept.places, scored), None
+        mask, places, sizes = (None, None, None) if kept is None else (kept.mask, kept.places, kept.sizes)
         x = cut.gather(x)
         batch, count, _ = x.shape
         q, k, v = self._split(self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2))
+        more = proportional(sizes, q.dtype)
         if self._fuses(mask, scored):
-            context = attend(q, k, v, self.key_dim**-0.5)
-            weights = self._weights(q[:, :, :1], k, cut, mask, places) if scored else None  # the class token's
+            context = attend(q, k, v, self.key_dim**-0.5, more)
+            weights = self._weights(q[:, :, :1], k, cut, mask, places, more) if scored else None  # the class token's
         else:
-            weights = self._weights(q, k, cut, mask, places)
+            weights = self._weights(q, k, cut, mask, places, more)
             context = weights @ v
         mixed = context.transpose(1, 2).reshape(batch, count, self.heads * self.value_dim)
         out: Tensor = self.proj(cut.scatter(mixed))
+        keys = cut.in_order(k.mean(1))[:, self.patches] if keyed else None
         if not scored:
-            return out, None
+            return out, None, keys
         assert weights is not None
         scores = score(weights, context, 0 if self.prefix else None, mask)
-        return out, cut.of_tokens(scores)[:, self.prefix :]
+        return out, cut.of_tokens(scores)[:, self.patches], keys
 
-    def _weights(self, q: Tensor, k: Tensor, cut: Cut, mask: Tensor | None, places: Tensor | None) -> Tensor:
-        """Of some queries (B * groups, heads, m, d) to all keys."""
+    def _weights(
+        self, q: Tensor, k: Tensor, cut: Cut, mask: Tensor | None, places: Tensor | None, more: Tensor | None
+    ) -> Tensor:
+        """Of some queries (B * groups, heads, m, d) to all keys; logits get `more`, (B, 1, 1, n)."""
         logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
         if self.attention_biases is not None:
             logits = self._biased(logits, self.attention_biases, cut, places)
+        logits = logits if more is None else logits + more
         return logits.softmax(-1) if mask is None else masked_softmax(logits, mask)
 
     def _fuses(self, mask: Tensor | None, scored: bool) -> bool:

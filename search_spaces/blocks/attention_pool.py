@@ -33,24 +33,24 @@ class AttentionPoolModule(nn.Module):
         """Class tokens are left out."""
         kept = given if isinstance(given, Kept) else Kept(given)
         if kept.lengths is None:
-            mask = None if kept.mask is None else kept.mask[:, self.prefix :]
-            pooled = self._pooled(kept.x[:, self.prefix :], mask)
+            counts = None if kept.counts is None else kept.counts[:, self.prefix :]
+            pooled = self._pooled(kept.x[:, self.prefix :], counts)
         else:
             pooled = torch.cat([self._pooled(own[None, self.prefix :]) for own in unpack(kept.x, kept.lengths)])
         pooled = self.proj(pooled)
         out: Tensor = pooled + self.mlp(self.norm(pooled))
         return out
 
-    def _pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, 1, C) of the tokens (B, N, C), those left out where `mask` (B, N) is 0."""
+    def _pooled(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """(B, 1, C) of the tokens (B, N, C), each looked at as `counts` (B, N) tokens are."""
         batch, count, channels = x.shape
         width = self.width
         q = self.q(self.latent).reshape(1, self.heads, 1, width).expand(batch, -1, -1, -1)
         k, v = self.kv(x).reshape(batch, count, 2, self.heads, width).permute(2, 0, 3, 1, 4)
-        if mask is None:
+        if counts is None:
             context = attend(q, k, v, width**-0.5)
         else:
-            weights = (q * width**-0.5 @ k.transpose(-2, -1)).softmax(-1) * mask[:, None, None]
+            weights = (q * width**-0.5 @ k.transpose(-2, -1)).softmax(-1) * counts[:, None, None]
             context = weights / weights.sum(-1, keepdim=True) @ v
         return context.transpose(1, 2).reshape(batch, 1, channels)
 
@@ -82,7 +82,7 @@ class AttentionPool(BlockSpec):
 
     def macs(self, state: State) -> int:
         source = self._input(state)
-        n, c, hidden = source.patches, source.channels, hidden_width(source.channels, self.ratio)
+        n, c, hidden = source.count - source.prefix, source.channels, hidden_width(source.channels, self.ratio)
         return 2 * c * c + 2 * n * c * c + 2 * n * c + (1 + gates(self.mlp)) * c * hidden
 
     def params(self, state: State) -> int:
@@ -102,6 +102,7 @@ class AttentionPool(BlockSpec):
         dims += (("mlp", form),) if form else ()
         dims += (("prefix", source.prefix),) if source.prefix else ()
         dims += (("kept", 1),) if source.pruned else ()
+        dims += (("sized", 1),) if source.sized else ()
         return (Row("attention_pool", source.count, dims),)
 
     def split(self, name: str, tensor: Tensor, state: State) -> Mapping[str, Tensor]:

@@ -19,9 +19,12 @@ NORMS = ("layer", "batch", "none")
 class HeadModule(nn.Module):
     """(B, N, C), (B, C, H, W) or `Kept` -> (B, classes), or (B, C) without a classifier."""
 
-    def __init__(self, spec: "Head", channels: int, prefix: int) -> None:
+    def __init__(self, spec: "Head", state: Tokens) -> None:
         super().__init__()
-        self.mean_first, self.pool, self.prefix = spec.mean_first, spec.pool, prefix
+        channels = state.channels
+        self.mean_first, self.pool, self.prefix = spec.mean_first, spec.pool, state.prefix
+        self.places = state.grid[0] * state.grid[1]
+        self.fused = self.places - state.patches if state.fused else 0  # patches that the last token stands for
         self.on_map = spec.norm == "batch"
         self.norm = self._norm(spec, channels)
         self.head = nn.Linear(channels, spec.classes) if spec.classes else nn.Identity()
@@ -63,16 +66,19 @@ class HeadModule(nn.Module):
         if self.pool == "token":
             return x[:, first]
         patches = x[:, self.prefix :] if self.prefix else x
-        if kept.mask is None:
+        if self.fused:
+            return (patches[:, :-1].sum(1) + self.fused * patches[:, -1]) / self.places
+        if kept.counts is None:
             return patches.mean(1)
-        mask = kept.mask[:, self.prefix :, None]
-        return (patches * mask).sum(1) / mask.sum(1)
+        counts = kept.counts[:, self.prefix :, None]
+        return (patches * counts).sum(1) / counts.sum(1)
 
 
 @dataclass(frozen=True)
 class Head(BlockSpec):
     """Linear classifier of the mean over the patches; `distilled` adds a second one whose logits are averaged in.
 
+    Fused and merged tokens count in the mean as all the patches that they stand for.
     `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place, and
     the second classifier's is the distillation token behind it (DeiT, arXiv 2012.12877, section 4).
     `norm` batch: BN of a map, as in EfficientFormerV2 (arXiv 2212.08059), in place of LN; none: no norm. `classes` 0: no classifier, an
@@ -140,8 +146,10 @@ class Head(BlockSpec):
         dims += (("bare", 1),) if self.norm == "none" else ()
         dims += (("token", 1),) if self.pool == "token" else ()
         dims += (("kept", 1),) if source.pruned else ()
+        if self.pool == "mean":
+            dims += (("fused", 1),) if source.fused else ()
+            dims += (("sized", 1),) if source.sized else ()
         return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
-        source = self._input(state)
-        return HeadModule(self, source.channels, source.prefix)
+        return HeadModule(self, self._input(state))

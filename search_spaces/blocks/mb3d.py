@@ -22,7 +22,7 @@ from search_spaces.blocks.residual import (
 )
 from search_spaces.grouping import ORDERS
 from search_spaces.regrid import Grid, offsets
-from search_spaces.states import Map, State, Tokens, tokens_of
+from search_spaces.states import Map, Scorer, State, Tokens, tokens_of
 from search_spaces.tokens import Kept
 
 __all__ = ["MB3D", "RECURSIONS"]
@@ -45,7 +45,7 @@ class Projection(nn.Module):
 
 
 class MB3DModule(nn.Module):
-    """(B, N, C) or (B, C, H, W) -> (B, N, C); what is `Kept` stays so, and becomes so where the patches are scored."""
+    """(B, N, C) or (B, C, H, W) -> (B, N, C); what is `Kept` stays so, and becomes so where the patches are scored or compared."""
 
     def __init__(self, spec: "MB3D", state: Tokens) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class MB3DModule(nn.Module):
         places = state.grid[0] * state.grid[1] if spec.bias else None
         eps = spec.eps if spec.qk_norm else None
         self.token_mixer = Attention(
-            channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix, eps
+            channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix, eps, state.fused
         )
         self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
         self.norm2 = nn.LayerNorm(channels, eps=spec.eps)
@@ -65,25 +65,28 @@ class MB3DModule(nn.Module):
         self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
         self.loops = spec.loops
 
-    def forward(self, x: Tensor | Kept, loop: int | None = None, scored: bool = False) -> Tensor | Kept:
-        """All loops, or the one numbered `loop`; where `scored`, the last of them scores the patches."""
+    def forward(
+        self, x: Tensor | Kept, loop: int | None = None, scored: bool = False, keyed: bool = False
+    ) -> Tensor | Kept:
+        """All loops, or the one numbered `loop`; the last of them scores the patches where `scored`, and gives their keys where `keyed`."""
         loops = range(self.loops) if loop is None else (loop,)
         for number in loops:
-            x = self._once(x, number, scored and number == loops[-1])
+            last = number == loops[-1]
+            x = self._once(x, number, scored and last, keyed and last)
         return x
 
-    def _once(self, given: Tensor | Kept, loop: int, scored: bool) -> Tensor | Kept:
+    def _once(self, given: Tensor | Kept, loop: int, scored: bool, keyed: bool) -> Tensor | Kept:
         x = given.x if isinstance(given, Kept) else given
         x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
         kept = given if isinstance(given, Kept) else None
-        mixed, score = self.token_mixer(self.norm1(x), loop, kept, scored)
+        mixed, score, keys = self.token_mixer(self.norm1(x), loop, kept, scored, keyed)
         x = self.ls1(x, mixed)
         x = self.ls2(x, self.mlp(self.norm2(x)))
         if self.nll:
             x = self.nll[loop](x)
         if kept is not None:
-            return replace(kept, x=x, score=score, chosen=None)
-        return Kept(x, score=score) if scored else x
+            return replace(kept, x=x, score=score, keys=keys, chosen=None)
+        return Kept(x, score=score, keys=keys) if scored or keyed else x
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,12 @@ class MB3D(BlockSpec):
             raise ValueError("groups need every token of the grid and no other, but some were dropped or added")
         if self.bias and source.prefix:
             raise ValueError("a bias for each offset on the grid needs tokens that all lie on it; bias must be false")
+        if self.bias and (source.fused or source.sized):
+            raise ValueError("fused and merged tokens have no place on the grid; bias must be false behind them")
         return source, hidden_width(state.channels, self.ratio)
 
     def output(self, state: State) -> Tokens:
-        return replace(self._input(state)[0], scored_by=(self.heads, self.value_dim))
+        return replace(self._input(state)[0], scored_by=Scorer(self.heads, self.value_dim, self.key_dim))
 
     def macs(self, state: State) -> int:
         source, hidden = self._input(state)
@@ -209,13 +214,14 @@ class MB3D(BlockSpec):
         bias = () if self.bias else (("unbiased", 1),)
         if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
             bias = (("places", source.grid[0] * source.grid[1]),)
+        sized: tuple[tuple[str, int], ...] = (("sized", 1),) if source.sized else ()
         kept += residual_dims(self.residual) if self.residual == "plain" else ()
         form = list(MLPS).index(self.mlp)
         between: tuple[tuple[str, int], ...] = (("mlp", form),) if form else ()
         rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
         for groups, order in self.cuts:
             cut = (("groups", groups),) if groups > 1 else ()
-            rows.append(Row("mb3d.attention", n, (channels, *widths, *cut, *bias, *kept)))
+            rows.append(Row("mb3d.attention", n, (channels, *widths, *cut, *bias, *kept, *sized)))
             rows.append(Row("mb3d.ffn", n, (channels, ("hidden", hidden), *between, *kept)))
             if order != "contiguous":
                 rows.append(

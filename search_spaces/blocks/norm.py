@@ -21,7 +21,7 @@ class NormModule(nn.Module):
 
     def forward(self, given: Tensor | Kept) -> Tensor | Kept:
         if isinstance(given, Kept):
-            return replace(given, x=self.norm(given.x), score=None, chosen=None)
+            return replace(given, x=self.norm(given.x), score=None, keys=None, chosen=None)
         out: Tensor = self.norm(given)
         return out
 

@@ -1,4 +1,4 @@
-"""Dropping tokens that little is made of (AS-ViT, arXiv 2209.13802, section 3)."""
+"""Dropping tokens that little is made of (AS-ViT, arXiv 2209.13802, section 3), or fusing or merging them; see `search_spaces.merging`."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -8,34 +8,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
+from search_spaces.merging import fuse, match, merge
 from search_spaces.states import State, Tokens
 from search_spaces.tokens import Chosen, Kept, choose_above, keep_above, owners, pack, ranks, soft_mask, take
 
-__all__ = ["TokenPrune", "TokenPruneModule"]
+__all__ = ["REST", "TokenPrune", "TokenPruneModule"]
+
+REST = ("dropped", "fused", "merged")
 
 TEMPERATURE = 0.0196  # times 1 / N: AS-ViT's 1e-4 on its 196 patches
 
 
 class TokenPruneModule(nn.Module):
-    """`Kept` with the scores of the block before -> `Kept` without the patches that are dropped.
+    """`Kept` with the scores of the block before, or with the keys where patches are merged -> `Kept` with fewer tokens.
 
     `threshold`, where it is learned, is a multiple of the mean score 1 / N. In training dropped tokens are masked. Else they
     are gone: from a batch of one, as dense tokens; from a larger one, packed, so that every image keeps what it keeps alone.
     """
 
-    def __init__(self, keep: int, adaptive: bool, state: Tokens) -> None:
+    def __init__(self, keep: int, adaptive: bool, state: Tokens, rest: str = "dropped") -> None:
         super().__init__()
         self.keep, self.prefix, self.total = keep, state.prefix, state.grid[0] * state.grid[1]
+        self.fewer = state.patches - keep
+        self.merges, self.fuses = rest == "merged", rest == "fused" and (self.fewer > 0 or state.fused)
         # Where it starts says little: `compress.thresholds` sets it so that `keep` patches stay on average.
         self.threshold = nn.Parameter(torch.tensor(1 - keep / self.total)) if adaptive else None
 
     def forward(self, given: Kept) -> Kept:
         """Choose among the patches."""
+        if self.merges:
+            return self._merged(given)
         scores = given.score
         assert scores is not None, "the block before scores the patches"
         if self.threshold is None:
             # In any order: attention and mean do not tell it, and one operator is what a network of a fifth of a ms can afford.
-            return self._only(given, scores.topk(self.keep, sorted=False).indices, scores)
+            kept = scores.topk(self.keep, sorted=False).indices
+            only = self._only(given, kept, scores)
+            return self._with_fused(only, given, kept, scores) if self.fuses else only
         if self.training:
             return self._masked(given, scores, self.threshold)
         if given.lengths is not None:
@@ -54,6 +63,24 @@ class TokenPruneModule(nn.Module):
             tokens = torch.cat([first, tokens], 1)
         mask = torch.zeros_like(scores).scatter(1, kept, 1.0).bool()
         return Kept(take(given.x, tokens), places=places, chosen=Chosen(scores, mask.sum(1), mask))
+
+    def _with_fused(self, only: Kept, given: Kept, kept: Tensor, scores: Tensor) -> Kept:
+        """`only` what is kept, and behind it one token of all that was not, here or before."""
+        token, weight = fuse(given.x[:, self.prefix :], scores, kept, given.fused)
+        return replace(only, x=torch.cat([only.x, token], 1), fused=weight)
+
+    def _merged(self, given: Kept) -> Kept:
+        """The patches that stay, and those that others were merged into."""
+        if not self.fewer:
+            every = torch.ones(len(given.x), self.keep, dtype=torch.bool, device=given.x.device)
+            return replace(given, keys=None, chosen=Chosen(every.float(), every.sum(1), every))
+        assert given.keys is not None, "the block before gives the patches' keys"
+        found = match(given.keys, self.fewer)
+        x, sizes = merge(given.x, given.sizes, self.prefix, found)
+        best = found.similarity.amax(-1)
+        stays = torch.ones_like(best).scatter(1, found.merged, 0.0).bool()
+        counts = stays.sum(1) + found.similarity.shape[2]
+        return Kept(x, sizes=sizes, chosen=Chosen(best, counts, stays, found.similarity))
 
     def _alone(self, given: Kept, above: Tensor, scores: Tensor) -> Kept:
         """Of the one image the patches (1, n) that are to stay."""
@@ -95,35 +122,68 @@ class TokenPrune(BlockSpec):
 
     `adaptive`: those above a learned threshold, which are `keep` on average over the images it was calibrated on, and
     always at least one. What is dropped never comes back, so masks of several locations multiply.
+
+    `rest`: what becomes of the others. fused: their mean, weighted by scores, is one token more behind the patches, which later
+    locations take in with the weight of all it was made of (EViT). merged: patches need no scores, and `keep` are left when those most
+    like others, by their keys, were merged with these (ToMe); no more than half can be in one go.
     """
 
     kind: ClassVar[str] = "token_prune"
     keep: int
     adaptive: bool = False
+    rest: str = "dropped"
 
     def __post_init__(self) -> None:
-        """Refuse to keep nothing."""
+        """Refuse to keep nothing, and thresholds for what only fixed numbers can be done with."""
         if self.keep < 1:
             raise ValueError(f"at least one patch must be kept, got keep={self.keep}")
+        if self.rest not in REST:
+            raise ValueError(f"rest must be one of {', '.join(REST)}, got {self.rest!r}")
+        if self.adaptive and self.rest != "dropped":
+            raise ValueError(
+                f"patches are {self.rest} in fixed numbers, and thresholds are for dropped ones; leave adaptive out"
+            )
 
     @property
     def label(self) -> str:
-        return f"keep {'about ' if self.adaptive else ''}{self.keep}"
+        rest = "" if self.rest == "dropped" else f" {self.rest}"
+        return f"keep {'about ' if self.adaptive else ''}{self.keep}{rest}"
+
+    def least(self, patches: int) -> int:
+        """The fewest that can be kept of so many."""
+        return (patches + 1) // 2 if self.rest == "merged" else 1
 
     def _input(self, state: State) -> Tokens:
         if not isinstance(state, Tokens) or state.scored_by is None:
             raise ValueError(f"tokens are pruned after a block whose attention scores them, such as MB3D; got {state}")
         if self.keep > state.patches:
             raise ValueError(f"{self.keep} patches cannot be kept of {state.patches}")
+        if self.keep < self.least(state.patches):
+            raise ValueError(
+                f"no more than half of {state.patches} patches can be merged in one go, got keep={self.keep}"
+            )
         return state
+
+    def _does(self, source: Tokens) -> str:
+        """What is done here, where all may be kept: dropped, fused, merged, or nothing."""
+        if self.keep < source.patches or (self.rest == "fused" and source.fused):
+            return self.rest
+        return "nothing" if self.rest == "merged" else "dropped"
 
     def output(self, state: State) -> Tokens:
         source = self._input(state)
-        return replace(source, count=source.prefix + self.keep, pruned=True, scored_by=None)
+        does = self._does(source)
+        fused, sized = does == "fused", source.sized or does == "merged"
+        count = source.prefix + self.keep + fused
+        return replace(source, count=count, pruned=True, scored_by=None, fused=fused, sized=sized)
 
     def macs(self, state: State) -> int:
-        self._input(state)
-        return 0
+        source = self._input(state)
+        does = self._does(source)
+        if does == "merged":
+            assert source.scored_by is not None
+            return (source.patches + 1) // 2 * (source.patches // 2) * source.scored_by.key
+        return (source.count - source.prefix) * source.channels if does == "fused" else 0
 
     def params(self, state: State) -> int:
         self._input(state)
@@ -132,11 +192,16 @@ class TokenPrune(BlockSpec):
     def rows(self, state: State) -> tuple[Row, ...]:
         source = self._input(state)
         assert source.scored_by is not None
-        heads, width = source.scored_by
-        dims: tuple[tuple[str, int], ...] = (("c", source.channels), ("heads", heads), ("v", width))
+        heads, width, key = source.scored_by
+        does = self._does(source)
+        if does == "nothing":
+            return ()
+        width_dim = ("qk", key) if does == "merged" else ("v", width)
+        dims: tuple[tuple[str, int], ...] = (("c", source.channels), ("heads", heads), width_dim)
         dims += (("adaptive", 1),) if self.adaptive else ()
+        dims += ((does, 1),) if does != "dropped" else ()
         dims += (("kept", 1),) if source.pruned else ()
         return (Row("token_prune", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
-        return TokenPruneModule(self.keep, self.adaptive, self._input(state))
+        return TokenPruneModule(self.keep, self.adaptive, self._input(state), self.rest)

@@ -1,17 +1,17 @@
-"""What all blocks of a ViT share, and pruning may change: the image size, the embedding width, and where patches are dropped."""
+"""What all blocks of a ViT share, and pruning may change: the image size, the embedding width, and where patches are dropped, fused or merged."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import pairwise, product
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, TokenPrune
 from search_spaces.states import Tokens
 
-__all__ = ["PARTS", "Frame", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
+__all__ = ["PARTS", "Frame", "Keeps", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
 
-PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "width", "resolution")
-"""What may be made smaller."""
+PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "fusing", "merging", "width", "resolution")
+"""What may be made smaller: patches by dropping some (tokens), by fusing or by merging them."""
 
 GRID = 8  # embedding widths are multiples of it, as kernels like
 SIDES = (1.0, 6 / 7, 5 / 7, 4 / 7)  # of the patches along an image
@@ -19,6 +19,10 @@ WIDTHS = (1.0, 7 / 8, 3 / 4, 5 / 8)  # of the embedding
 THIRDS = (1 / 3, 7 / 12, 5 / 6)  # of the blocks, before which patches are dropped: AS-ViT's 4, 7 and 10 of 12
 ONCE = (0.75, 0.6, 0.45, 0.3)  # of the patches that stay, dropped at the first of these places alone
 THRICE = (0.85, 0.7, 0.55)  # of the patches that come to a place, dropped at all three
+LAST = (0.7, 0.5, 0.3)  # of the patches, left in the end where as many are merged before every block
+
+Keeps = tuple[tuple[int, int], ...]
+"""Numbers of blocks, ascending, from 1, and the patches that are left before each."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,21 @@ class Frame:
 
     side: int  # pixels
     width: int  # channels of a token
-    keeps: tuple[
-        tuple[int, int], ...
-    ] = ()  # numbers of blocks, ascending, from 1, and patches that are left before each
-    plan: int = field(
-        default=0, compare=False
-    )  # the way of dropping patches: equal ones leave equal shares of images of all sizes
+    keeps: Keeps = ()
+    rest: str = "dropped"  # what becomes of the others, see `TokenPrune`
+    plan: int = field(default=0, compare=False)  # the way of leaving fewer patches, alike on images of all sizes
 
     @property
     def label(self) -> str:
         """In words."""
         kept = "".join(f", {keep} patches from block {number} on" for number, keep in self.keeps)
-        return f"{self.side} pixels, width {self.width}{kept}"
+        rest = f", others {self.rest}" if self.keeps else ""
+        return f"{self.side} pixels, width {self.width}{kept}{rest}"
+
+    @property
+    def bare(self) -> "Frame":
+        """The frame in which all patches stay."""
+        return Frame(self.side, self.width)
 
     @property
     def scoring(self) -> frozenset[int]:
@@ -67,16 +74,18 @@ def narrowable(arch: Arch) -> bool:
     """Whether the embedding can be narrower: all that reads it is the LN of a block or of a classifier, all that writes it is linear."""
     head = arch.blocks[-1]
     plain = isinstance(head, Head) and head.norm == "layer" and head.classes > 0
-    learned = all(spec.form == "learned" for spec in arch.blocks if isinstance(spec, Position))
-    return (
-        plain and learned and all(isinstance(one, Patch | ClassToken | Position | MB3D | Head) for one in arch.blocks)
-    )
+    starts = [position for position, spec in enumerate(arch.blocks) if isinstance(spec, Patch)]
+    blocks = arch.blocks[starts[-1] :] if starts else arch.blocks  # a stem before it may be of any kind
+    learned = all(spec.form == "learned" for spec in blocks if isinstance(spec, Position))
+    return plain and learned and all(isinstance(one, Patch | ClassToken | Position | MB3D | Head) for one in blocks)
 
 
 def _sides(arch: Arch) -> list[int]:
     """Image sizes, the largest first, that are whole numbers of patches."""
-    size = next(spec.size for spec in arch.blocks if isinstance(spec, Patch))
-    along = arch.image_size // size
+    along = _embedding(arch).grid[0]
+    size, rest = divmod(arch.image_size, along)
+    if rest or _embedding(arch).grid[1] != along:
+        return [arch.image_size]
     return list(dict.fromkeys(size * max(1, round(along * share)) for share in SIDES))
 
 
@@ -86,15 +95,41 @@ def _widths(arch: Arch) -> list[int]:
     return list(dict.fromkeys([width, *(max(GRID, GRID * round(width * share / GRID)) for share in WIDTHS[1:])]))
 
 
-def _keeps(blocks: int, patches: int) -> list[tuple[tuple[int, int], ...]]:
-    """Ways of dropping patches in a ViT of so many blocks, none first."""
+def _plans(arch: Arch, patches: int, parts: Collection[str], narrower: bool) -> list[tuple[Keeps, str]]:
+    """Ways of leaving fewer patches, and what becomes of the others: nothing first; in a narrower network they are dropped alone."""
+    blocks = len(attention_blocks(arch))
     places = sorted({round(blocks * share) for share in THIRDS} & {*range(1, blocks)})
-    found: list[tuple[tuple[int, int], ...]] = [()]
-    if places:
-        found += [((places[0], max(1, round(patches * share))),) for share in ONCE]
-        counts = [[max(1, round(patches * share**k)) for k in range(1, len(places) + 1)] for share in THRICE]
-        found += [tuple(zip(places, count, strict=True)) for count in counts]
-    return found
+    if not places:
+        return [((), "dropped")]
+    every = range(1, blocks)
+    once = [((places[0], _some(patches, share)),) for share in ONCE]
+    thrice = [_along(places, [_some(patches, share**k) for k in range(1, len(places) + 1)]) for share in THRICE]
+    steps = [_along(every, [_some(patches, 1 - (1 - share) * k / len(every)) for k in every]) for share in LAST]
+    # What is fused or merged has no place, which a bias would need.
+    placed = narrower or any(spec.bias for spec in arch.blocks if isinstance(spec, MB3D))
+    found: list[tuple[Keeps, str]] = [((), "dropped")]
+    found += [(keeps, "dropped") for keeps in (*once, *thrice) if "tokens" in parts]
+    found += [(keeps, "fused") for keeps in (*once, *thrice) if "fusing" in parts and not placed]
+    merged = [keeps for keeps in (*thrice, *steps) if _halves(keeps, patches)]
+    return found + [(keeps, "merged") for keeps in merged if "merging" in parts and not placed]
+
+
+def _some(patches: int, share: float) -> int:
+    return max(1, round(patches * share))
+
+
+def _along(places: Sequence[int], counts: Sequence[int]) -> Keeps:
+    """Numbers of patches left before blocks, without those where none goes."""
+    return tuple(
+        (place, count)
+        for place, count, before in zip(places, counts, [0, *counts[:-1]], strict=True)
+        if count != before
+    )
+
+
+def _halves(keeps: Keeps, patches: int) -> bool:
+    """Whether at least half of the patches that come to each place stay, as merging needs."""
+    return all(2 * after >= before for before, after in pairwise([patches, *(keep for _, keep in keeps)]))
 
 
 def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
@@ -104,8 +139,8 @@ def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
     found = []
     for side, width in product(_sides(arch) if "resolution" in parts else [whole.side], widths):
         patches = _embedding(arch.at(side)).patches
-        plans = _keeps(len(attention_blocks(arch)), patches) if "tokens" in parts else [()]
-        found += [Frame(side, width, keeps, plan) for plan, keeps in enumerate(plans)]
+        plans = _plans(arch, patches, parts, width < whole.width)
+        found += [Frame(side, width, keeps, rest, plan) for plan, (keeps, rest) in enumerate(plans)]
     return list(dict.fromkeys(found))
 
 
@@ -124,6 +159,6 @@ def in_frame(arch: Arch, frame: Frame, blocks: Sequence[MB3D] | None = None) -> 
     keeps: Mapping[int, int] = dict(frame.keeps)
     middle: list[BlockSpec] = []
     for number, spec in enumerate(blocks):
-        middle += [TokenPrune(keeps[number])] if number in keeps else []
+        middle += [TokenPrune(keeps[number], rest=frame.rest)] if number in keeps else []
         middle.append(spec)
     return Arch(frame.side, arch.channels, (*before, *middle, *after))

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, Row
+from search_spaces.blocks import MB3D, Row, TokenPrune
 from search_spaces.blocks.residual import hidden_width
 from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.states import Tokens
@@ -52,7 +52,7 @@ class Sizes:
 def sizes_in(arch: Arch, number: int, frame: Frame, parts: Collection[str] = PARTS) -> Sizes:
     """The sizes that a block may get in a frame: in the dense network's own all, in others half as many, so that they can be timed.
 
-    Blocks that score patches keep heads and values. Where more than two kinds of blocks are in the network, those of other frames stay
+    Blocks that score or compare patches keep heads, values and, where they are merged, keys. Where more than two kinds of blocks are in the network, those of other frames stay
     whole.
 
     Args:
@@ -61,11 +61,12 @@ def sizes_in(arch: Arch, number: int, frame: Frame, parts: Collection[str] = PAR
         frame: one of its `frames`.
         parts: of `PARTS`, what may be made smaller.
     """
-    return _sizes(arch, number, frame == whole_frame(arch), number in frame.scoring, parts)
+    asked = frame.rest if number in frame.scoring else None
+    return _sizes(arch, number, frame == whole_frame(arch), asked, parts)
 
 
-def _sizes(arch: Arch, number: int, own: bool, scoring: bool, parts: Collection[str]) -> Sizes:
-    """See `sizes_in`; `own`: in the dense network's frame."""
+def _sizes(arch: Arch, number: int, own: bool, asked: str | None, parts: Collection[str]) -> Sizes:
+    """See `sizes_in`; `own`: in the dense network's frame; `asked`: what becomes of the patches that the block scores, if it does."""
     position = attention_blocks(arch)[number]
     spec, state = arch.blocks[position], arch.states[position]
     assert isinstance(spec, MB3D) and isinstance(state, Tokens)
@@ -75,9 +76,10 @@ def _sizes(arch: Arch, number: int, own: bool, scoring: bool, parts: Collection[
     def some(values: list[int], part: str) -> tuple[int, ...]:
         return tuple(values[::step]) if part in parts and step else (values[0],)
 
-    heads = range(spec.heads, 0, -1) if "heads" in parts and step and not scoring else [spec.heads]
-    values = (spec.value_dim,) if scoring else some(widths(spec.value_dim), "values")
-    return Sizes(tuple(heads), some(key_widths(spec), "queries"), values, some(neurons(hidden), "neurons"))
+    heads = range(spec.heads, 0, -1) if "heads" in parts and step and asked is None else [spec.heads]
+    values = some(widths(spec.value_dim), "values") if asked is None else (spec.value_dim,)
+    keys = some(key_widths(spec), "queries") if asked != "merged" else (spec.key_dim,)
+    return Sizes(tuple(heads), keys, values, some(neurons(hidden), "neurons"))
 
 
 def _kinds(arch: Arch) -> list[MB3D]:
@@ -135,8 +137,8 @@ class Remains:
             frame = Frame(side, width)
             for number in self._numbers:
                 found |= dict.fromkeys(self._chain(frame, chain) for chain in self._chains(number, frame))
-        for width in dict.fromkeys(frame.width for frame in self.frames if frame.keeps):
-            found |= dict.fromkeys(self._pruned(width))
+        for width, rest in dict.fromkeys((frame.width, frame.rest) for frame in self.frames if frame.keeps):
+            found |= dict.fromkeys(self._pruned(width, rest))
         return tuple(found)
 
     @cached_property
@@ -151,7 +153,7 @@ class Remains:
 
     def _of(self, number: int, frame: Frame) -> Sizes:
         """The sizes of a block that does not score."""
-        return _sizes(self.arch, number, frame == whole_frame(self.arch), False, self.parts)
+        return _sizes(self.arch, number, frame == whole_frame(self.arch), None, self.parts)
 
     def _whole(self, number: int, frame: Frame) -> MB3D:
         sizes = self._of(number, frame)
@@ -170,24 +172,34 @@ class Remains:
             yield [replace(narrow, ratio=hidden / frame.width)] * CHAIN
         yield [self._whole(number, frame)]
 
-    def _pruned(self, width: int) -> Iterator[Arch]:
-        """The chains behind a pruning location for some numbers of patches, and a block that scores before it, on the smallest images that do."""
-        sides = sorted({frame.side for frame in self.frames})
-        for keep in self._anchors:
+    def _pruned(self, width: int, rest: str) -> Iterator[Arch]:
+        """The chains behind a pruning location for some numbers of patches, with blocks that score before it, on the smallest images that do."""
+        sides, least = sorted({frame.side for frame in self.frames}), min(self._anchors)
+        for keep, number in product(self._anchors, self._numbers):
             side = next(side for side in sides if self._patches(side) > keep)
-            frame = Frame(side, width, ((1, keep),))
-            for number in self._numbers:
-                for chain in self._chains(number, frame):
-                    yield self._chain(frame, [self._whole(number, Frame(side, width)), *chain])
-        least = min(self._anchors)
-        for side, number in product(sides, self._numbers):
-            whole = self._whole(number, Frame(side, width))
+            whole, keeps = self._whole(number, Frame(side, width)), self._down(side, keep, rest)
+            frame = Frame(side, width, keeps, rest)
+            for chain in self._chains(number, frame):
+                yield self._chain(frame, [whole] * len(keeps) + chain)
+        for side, number in product(sides, self._numbers):  # scoring all patches
             if self._patches(side) > least:
-                yield self._chain(Frame(side, width, ((1, least),)), [whole, self._narrow(number, Frame(side, width))])
-        side = sides[-1]
-        for keep, number in product(self._anchors[:-1], self._numbers):  # scoring what is left of the patches
-            whole = self._whole(number, Frame(side, width))
-            yield self._chain(Frame(side, width, ((1, keep), (2, least))), [whole, whole, whole])
+                frame = Frame(side, width, ((1, max(least, self._fewest(self._patches(side), rest))),), rest)
+                yield self._chain(frame, [self._whole(number, frame), self._narrow(number, frame)])
+        for keep, number in product(self._anchors[:-1], self._numbers):  # scoring what is left of them
+            keeps = self._down(sides[-1], keep, rest)
+            keeps += ((len(keeps) + 1, max(least, self._fewest(keep, rest))),)
+            frame = Frame(sides[-1], width, keeps, rest)
+            yield self._chain(frame, [self._whole(number, frame)] * (len(keeps) + 1))
+
+    def _down(self, side: int, keep: int, rest: str) -> tuple[tuple[int, int], ...]:
+        """Numbers of patches left before blocks, down to `keep`."""
+        counts = [self._patches(side)]
+        while counts[-1] > keep:
+            counts.append(max(keep, self._fewest(counts[-1], rest)))
+        return tuple(enumerate(counts))[1:]
+
+    def _fewest(self, patches: int, rest: str) -> int:
+        return TokenPrune(1, rest=rest).least(patches)
 
     @cached_property
     def _anchors(self) -> tuple[int, ...]:

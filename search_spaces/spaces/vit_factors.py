@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search_spaces.blocks import ClassToken, Patch, Position, Row, TokenPrune
 from search_spaces.factors import Factor, Factors
-from search_spaces.states import Map, State, Tokens
+from search_spaces.states import Map, Scorer, State, Tokens
 
 if TYPE_CHECKING:
     from search_spaces.spaces.vit import Vit
@@ -35,7 +35,7 @@ def terms(space: Vit) -> Iterator[Factor]:
         return replace(before, count=before.prefix + keep, pruned=True) if fewer else before
 
     def dropping(before: Tokens, after: Tokens, share: float) -> tuple[Row, ...]:
-        scored = replace(before, scored_by=(space.heads(before.channels, share), space.value_dim))
+        scored = replace(before, scored_by=Scorer(space.heads(before.channels, share), space.value_dim))
         return TokenPrune(after.patches).rows(scored) if after.count < before.count else ()
 
     def block(state: Tokens, share: float, key_dim: int, ratio: float, there: bool) -> tuple[Row, ...]:

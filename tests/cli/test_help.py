@@ -56,7 +56,7 @@ def test_help_of_each_command(command: str) -> None:
     assert found.stdout.rstrip().endswith("LOADED []")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/imagenet.md", "docs/pruning.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/imagenet.md", "docs/prune.md", "docs/pruning.md", "docs/zoo.md"])
 def test_commands_in_the_documents_have_their_flags(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()
     lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()

@@ -100,5 +100,5 @@ def test_what_cannot_be_pruned_is_named() -> None:
     broken = network()
     with torch.no_grad():
         broken.blocks[0].proj.weight[0, 0] = torch.nan
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite; restore"):
         prune(broken, Macs(), 0.5 * DENSE, DATA)

@@ -9,17 +9,19 @@ from compress.dense import examined, network_of
 from compress.prune import PARTS
 from compress.repair import repair
 from compress.slicing import BlockSize
-from search_spaces.spaces.frames import Frame, attention_blocks, whole_frame
+from search_spaces.spaces.frames import Frame, Keeps, attention_blocks, whole_frame
 from tests.compress.test_slicing import images, network
 
 DATA = [images(0), images(1)]
 
 
-def stream_apart(keeps: tuple[tuple[int, int], ...], sizes: dict[int, BlockSize | None], ridge: float | None) -> float:
+def stream_apart(keeps: Keeps, rest: str, sizes: dict[int, BlockSize | None], ridge: float | None) -> float:
     """Divergence of what is left, repaired where there is a ridge, on images that it was not repaired with."""
     model = network()
     dense = examined(model.arch, model.state_dict(), [*DATA, images(5)], 96, PARTS)
-    framed = dense.framed(replace(whole_frame(model.arch), keeps=keeps))
+    framed = dense.framed(
+        replace(whole_frame(model.arch), keeps=keeps, rest=rest) if keeps else whole_frame(model.arch)
+    )
     arch, weights = dense.shrunk(sizes, framed)
     if ridge is not None:
         left, made = iter(attention_blocks(arch)), network_of(arch, weights)
@@ -40,13 +42,12 @@ def test_a_network_that_is_whole_stays_as_it_is() -> None:
 SMALL = {3: BlockSize(2, 8, 8, 24), 4: BlockSize(3, 8, 8, 16)}
 
 
+@pytest.mark.parametrize("rest", ["dropped", "fused"])
 @pytest.mark.parametrize(
     ("keeps", "sizes"), [((), SMALL), (((1, 9),), SMALL), ((), {3: None, 4: BlockSize(3, 8, 8, 24)})]
 )
-def test_what_is_lost_is_partly_made_up_for(
-    keeps: tuple[tuple[int, int], ...], sizes: dict[int, BlockSize | None]
-) -> None:
-    assert stream_apart(keeps, sizes, 1e-2) < 0.9 * stream_apart(keeps, sizes, None)
+def test_what_is_lost_is_partly_made_up_for(keeps: Keeps, sizes: dict[int, BlockSize | None], rest: str) -> None:
+    assert stream_apart(keeps, rest, sizes, 1e-2) < 0.9 * stream_apart(keeps, rest, sizes, None)
 
 
 def test_frames_are_of_the_same_network() -> None:

@@ -24,7 +24,7 @@ from search_spaces.blocks import (
     TokenPrune,
 )
 from search_spaces.regrid import grid_of
-from search_spaces.states import Logits, Map, State, Tokens
+from search_spaces.states import Logits, Map, Scorer, State, Tokens
 from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
@@ -63,6 +63,8 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 4, 2, bias=False, mlp="swiglu"), Tokens(13, 6, (3, 4), prefix=1)),
         (MB3D(2, 4, 4, mlp="gelu_tanh"), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 4, mlp="quick_gelu"), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 4, bias=False), Tokens(7, 6, (3, 4), pruned=True, fused=True)),
+        (MB3D(2, 4, 4, bias=False), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
     ],
     "head": [
@@ -73,23 +75,35 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Head(3, pool="token", eps=1e-6), Tokens(13, 6, (3, 4), prefix=1)),
         (Head(3, pool="token", distilled=True), Tokens(14, 6, (3, 4), prefix=2)),
         (Head(3), Tokens(7, 6, (3, 4), pruned=True)),
+        (Head(3), Tokens(7, 6, (3, 4), pruned=True, fused=True)),
+        (Head(3, mean_first=True), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
         (Head(3, norm="none"), Tokens(1, 6, (1, 1))),
         (Head(0, pool="token"), Tokens(13, 6, (3, 4), prefix=1)),
     ],
     "token_prune": [
-        (TokenPrune(5), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
-        (TokenPrune(5, adaptive=True), Tokens(12, 6, (3, 4), scored_by=(2, 8))),
-        (TokenPrune(4), Tokens(10, 6, (3, 4), prefix=1, scored_by=(2, 8))),
+        (TokenPrune(5), Tokens(12, 6, (3, 4), scored_by=Scorer(2, 8))),
+        (TokenPrune(5, adaptive=True), Tokens(12, 6, (3, 4), scored_by=Scorer(2, 8))),
+        (TokenPrune(4), Tokens(10, 6, (3, 4), prefix=1, scored_by=Scorer(2, 8))),
+        (TokenPrune(4, rest="fused"), Tokens(10, 6, (3, 4), prefix=1, scored_by=Scorer(2, 8, 4))),
+        (
+            TokenPrune(4, rest="fused"),
+            Tokens(8, 6, (3, 4), prefix=1, pruned=True, scored_by=Scorer(2, 8, 4), fused=True),
+        ),
+        (TokenPrune(8, rest="merged"), Tokens(13, 6, (3, 4), prefix=1, scored_by=Scorer(2, 8, 4))),
+        (TokenPrune(5, rest="merged"), Tokens(9, 6, (3, 4), pruned=True, scored_by=Scorer(2, 8, 4), sized=True)),
     ],
     "patch": [(Patch(8, 4), Map(3, 8, 12)), (Patch(8, 4, bias=False), Map(3, 8, 12))],
     "attention_pool": [
         (AttentionPool(2, 2), Tokens(12, 6, (3, 4))),
         (AttentionPool(3, 1, mlp="swiglu"), Tokens(14, 6, (3, 4), prefix=2)),
         (AttentionPool(2, 2), Tokens(7, 6, (3, 4), pruned=True)),
+        (AttentionPool(2, 2), Tokens(8, 6, (3, 4), prefix=1, pruned=True, fused=True)),
+        (AttentionPool(2, 2), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
     ],
     "norm": [
         (Norm(), Tokens(12, 6, (3, 4))),
         (Norm(), Tokens(7, 6, (3, 4), pruned=True)),
+        (Norm(), Tokens(8, 6, (3, 4), prefix=1, pruned=True, fused=True)),
         (Norm(1e-6), Tokens(13, 6, (3, 4), prefix=1)),
     ],
     "class_token": [(ClassToken(), Tokens(12, 6, (3, 4))), (ClassToken(2), Tokens(12, 6, (3, 4)))],
@@ -112,9 +126,16 @@ def given(state: State) -> torch.Tensor | Kept:
     generator = torch.Generator().manual_seed(0)
     assert not isinstance(state, Logits)
     if isinstance(state, Tokens) and (state.scored_by or state.pruned):
-        places = torch.arange(state.patches).expand(2, -1) if state.pruned else None
+        places = torch.arange(state.patches).expand(2, -1) if state.pruned and not state.sized else None
         score = torch.rand(2, state.patches, generator=generator) / state.patches if state.scored_by else None
-        return Kept(torch.randn(2, state.count, state.channels, generator=generator), places=places, score=score)
+        return Kept(
+            torch.randn(2, state.count, state.channels, generator=generator),
+            places=places,
+            score=score,
+            fused=torch.full((2, 1), 0.1) if state.fused else None,
+            sizes=1 + torch.arange(2 * state.count).reshape(2, -1) % 3.0 if state.sized else None,
+            keys=torch.randn(2, state.patches, 4, generator=generator) if state.scored_by else None,
+        )
     shape = (
         (2, state.channels, state.height, state.width) if isinstance(state, Map) else (2, state.count, state.channels)
     )
@@ -192,13 +213,20 @@ def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: Stat
         assert torch.isfinite(parameter.grad).all(), name
 
 
+def fitting(spec: BlockSpec, state: State) -> BlockSpec:
+    """The block on a larger state, where no more than half of the patches can be merged."""
+    if isinstance(spec, TokenPrune) and isinstance(state, Tokens):
+        return replace(spec, keep=max(spec.keep, spec.least(state.patches)))
+    return spec
+
+
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: State) -> None:
     """A row must not be shared by sub-blocks that take different times."""
     wider: State = Map(state.channels * 2, 16, 16)
     if isinstance(state, Tokens):
         wider = replace(state, count=state.count + 36, channels=12, grid=(6, 8))
-    assert not {row.key for row in spec.rows(state)} & {row.key for row in spec.rows(wider)}
+    assert not {row.key for row in spec.rows(state)} & {row.key for row in fitting(spec, wider).rows(wider)}
 
 
 def finer(state: State) -> State:
@@ -215,7 +243,7 @@ def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: Block
     """So that a network runs at sizes it was not trained at."""
     own = dict(spec.build(state).named_parameters())
     other_state = finer(state)
-    other = dict(spec.build(other_state).named_parameters())
+    other = dict(fitting(spec, other_state).build(other_state).named_parameters())
     differing = {name for name, parameter in own.items() if parameter.shape != other[name].shape}
     assert differing == spec.grid_params(state).keys()
     for name, grid in spec.grid_params(state).items():

@@ -63,6 +63,11 @@ def test_three_counts_agree_on_every_block_kind(kind: str) -> None:
     assert params(arch) == sum(weight.numel() for weight in arch.build().parameters())
 
 
+WIDE = MB3D(1, 64, 2, 0.1, bias=False)  # so that products of keys are a share of the work that would be missed
+REDUCED: dict[str, tuple[BlockSpec, ...]] = {
+    rest: (WIDE, TokenPrune(20, rest=rest), WIDE, TokenPrune(15, rest=rest), WIDE) for rest in ("fused", "merged")
+}
+
 VARIANTS: dict[str, tuple[BlockSpec, ...]] = {
     "stem of three": (Stem(48, convs=3), Head(4, mean_first=True)),
     "stem with gelu, head with BN": (Stem(48, act="gelu"), Head(4, norm="batch")),
@@ -73,6 +78,10 @@ VARIANTS: dict[str, tuple[BlockSpec, ...]] = {
         *[MapAttention(3, 8, 12, 2, stride=2)] * 4,
         Head(4),
     ),
+    "fused": (Patch(48, 8), *REDUCED["fused"], Head(4)),
+    "merged": (Patch(48, 8), ClassToken(), *REDUCED["merged"], Head(4, pool="token")),
+    "merged, pooled": (Patch(48, 8), *REDUCED["merged"], AttentionPool(4), Head(4, norm="none")),
+    "fused, pooled": (Patch(48, 8), ClassToken(), *REDUCED["fused"], AttentionPool(4), Head(4, norm="none")),
     "gated MLP": (Patch(48, 8), *[MB3D(3, 8, 8, 2, mlp="swiglu")] * 3, Head(4)),
     "CLIP's MLP, features": (Patch(48, 8), *[MB3D(3, 8, 8, 2, mlp="quick_gelu")] * 3, Head(0)),
     "mb4d depthwise": (Stem(16), *[MB4D(3, mixer="depthwise")] * 4, Head(4)),

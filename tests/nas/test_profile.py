@@ -16,6 +16,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Row, Stem, TokenPrune
 from tests.nas.test_export import MAPS, VIT
+from tests.search_spaces.test_merging import reduced
 from tests.search_spaces.test_token_prune import hybrid, vit
 
 TARGET = "cpu-ort-fp32-b1-t1"
@@ -28,6 +29,8 @@ NETWORKS = {
     "external loops": Arch(32, 3, (Stem(16), Position(), LOOPED, LOOPED, Embed(32, "depthwise"), LOOPED, Head(5))),
     "groups and locations": hybrid((40, 20), False),
     "thresholds": vit((40, 20), True),
+    "fused": reduced("fused"),
+    "merged": reduced("merged", end="mean"),
     "forms of vit": VIT,
     "attention on maps": MAPS,
     "plain": Arch(32, 3, (Stem(32), *[WIDE] * 6, Head(4))),

@@ -37,14 +37,19 @@ def ms_of(arch: Arch) -> float:
     return macs(arch) / 1e5
 
 
-def job_on(target: Target) -> Job:
-    """Times are MACs."""
+def job_on(target: Target, lacks: Sequence[str] = ()) -> Job:
+    """Times are MACs; rows of the kinds in `lacks` have no price where they are not the dense network's."""
     torch.manual_seed(0)
     network = ARCH.build().eval()
     with torch.no_grad():
         for weight in network.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
-    table: Any = SimpleNamespace(target=target, predict=lambda arch: SimpleNamespace(ms=ms_of(arch)))
+    known = set(ARCH.rows)
+    table: Any = SimpleNamespace(
+        target=target,
+        predict=lambda arch: SimpleNamespace(ms=ms_of(arch)),
+        unpriced=lambda rows: [row for row in rows if row.op in lacks and row not in known],
+    )
     return Job(Named(ARCH, network), network, load("digits", image_size=32), table, 32, PARTS, 0)
 
 
@@ -105,6 +110,13 @@ def test_what_cannot_be_had_says_why_in_a_line(tmp_path: Path) -> None:
     assert "the fewest heads and neurons" in rows["uniform"]["note"] and "smaller images" in rows["resolution"]["note"]
     int8 = by_name(job_on(Target.parse("cpu-ort-int8-b1-t1")), 1e-3, tmp_path)["int8"]
     assert "computes in int8 as it is" in int8["note"]
+
+
+def test_uniform_cuts_are_those_that_the_table_prices(tmp_path: Path) -> None:
+    """A table of some parts alone has no rows of the others."""
+    rows = by_name(job_on(TARGET, lacks=("mb3d.attention",)), 0.9 * ms_of(ARCH), tmp_path)
+    assert f"that the table prices it is predicted to take {ms_of(ARCH):.4g} ms" in rows["uniform"]["note"]
+    assert rows["magnitude"]["note"] == rows["uniform"]["note"] and rows["magnitude"]["measured_ms"] is None
 
 
 def test_rivals_are_trained_as_the_result_was(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from search_spaces import Arch, InputError, zoo
 from search_spaces.blocks import MB3D, MB4D, AttentionEmbed, Embed, Head, MapAttention, Stem
-from search_spaces.states import Logits, Map, Tokens
+from search_spaces.states import Logits, Map, Scorer, Tokens
 
 SMALL = Arch(32, 3, (Stem(8), MB4D(2), Embed(16), MB4D(1), MB3D(2, 4, 8, 2), Head(5)))
 
@@ -16,7 +16,7 @@ SMALL = Arch(32, 3, (Stem(8), MB4D(2), Embed(16), MB4D(1), MB3D(2, 4, 8, 2), Hea
 def test_states_follow_the_blocks() -> None:
     assert SMALL.states[1] == Map(8, 8, 8)
     assert SMALL.states[4] == Map(16, 4, 4)
-    assert SMALL.states[5] == Tokens(16, 16, (4, 4), scored_by=(SMALL.blocks[4].heads, SMALL.blocks[4].value_dim))
+    assert SMALL.states[5] == Tokens(16, 16, (4, 4), scored_by=Scorer(heads=2, value=8, key=4))
     assert SMALL.states[-1] == Logits(5)
     assert SMALL.classes == 5
 
