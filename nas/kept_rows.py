@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from nas.table_file import RowTime
 if TYPE_CHECKING:  # loading and listing tables must not wait for torch
     from search_spaces.blocks import Row
 
-__all__ = ["KeptRows"]
+__all__ = ["KeptRows", "filled"]
 
 MARK = "kept=1"  # among the dims in a row's key
 
@@ -29,11 +29,15 @@ class KeptRows:
     @staticmethod
     def of(rows: Mapping[str, RowTime]) -> KeptRows:
         """The kept ones among a table's rows."""
+        return KeptRows._among({key: time.ms for key, time in rows.items()})
+
+    @staticmethod
+    def _among(rows: Mapping[str, float]) -> KeptRows:
         found: dict[str, list[tuple[int, float]]] = {}
-        for key, time in rows.items():
+        for key, ms in rows.items():
             name, positions = _split(key)
             if MARK in name.partition("[")[2].rstrip("]").split(","):
-                found.setdefault(name, []).append((positions, time.ms))
+                found.setdefault(name, []).append((positions, ms))
         return KeptRows({name: _line(points) for name, points in found.items()})
 
     def ms(self, row: Row) -> float | None:
@@ -48,6 +52,17 @@ class KeptRows:
         left = right - 1
         slope = (ms[right] - ms[left]) / (counts[right] - counts[left])
         return max(0.0, ms[left] + slope * (row.positions - counts[left]))
+
+
+def filled(rows: Mapping[str, float], wanted: Iterable[Row]) -> dict[str, float]:
+    """The ms of measured rows by key, and of those that are wanted besides, which lie between them."""
+    kept, found = KeptRows._among(rows), dict(rows)
+    for row in wanted:
+        if row.key not in found:
+            ms = kept.ms(row)
+            assert ms is not None, f"the rows of the space price no {row.key}"
+            found[row.key] = ms
+    return found
 
 
 def _split(key: str) -> tuple[str, int]:

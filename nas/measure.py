@@ -16,6 +16,7 @@ from nas.calibration import calibrate
 from nas.correction import Times, settle
 from nas.effort import leverage
 from nas.elsewhere import time_elsewhere
+from nas.kept_rows import filled
 from nas.latency import LatencyTable
 from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
@@ -280,9 +281,11 @@ def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> C
     plan, classes = job.plan, job.space.classes
     system = RowSystem.of(plan.archs, {})
     solved = system.solve(np.array([times.ms[arch.id] for arch in plan.archs]))
+    apart = RowSystem.of(plan.apart, {})
+    rows = {row.key: float(ms) for row, ms in zip(system.rows, solved, strict=True)}
     calibration = calibrate(
-        RowSystem.of(plan.apart, {}),
-        {row.key: float(ms) for row, ms in zip(system.rows, solved, strict=True)},
+        apart,
+        filled(rows, apart.rows),
         np.array([whole.ms[arch.id] for arch in plan.apart]),
         whole.moved,
     )

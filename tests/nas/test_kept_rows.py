@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from nas.kept_rows import filled
 from nas.latency import LatencyTable, MissingLatency
+from nas.measure import measure_table
 from nas.table_file import RowTime
 from search_spaces import Arch
-from search_spaces.blocks import MB3D, Row
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Row
+from search_spaces.spaces.remains import Remains
 from tests.nas.test_latency import content
+from tests.nas.test_measure import TARGET
 from tests.search_spaces.test_token_prune import hybrid, vit
 
 MEASURED = ((40, 20), (32, 10), (10, 10))
@@ -101,3 +105,26 @@ def test_networks_that_drop_nothing_have_no_curve() -> None:
     known = table(*(hybrid(keeps, False) for keeps in MEASURED))
     with pytest.raises(ValueError, match="2 locations need as many"):
         known.price_counts(hybrid((9, 4), False), np.array([[1]]))
+
+
+def test_networks_for_calibration_are_priced_between_measured_rows() -> None:
+    rows = {row.key: ms(row) for keeps in MEASURED for row in hybrid(keeps, False).rows}
+    drawn = hybrid((36, 15), False)
+    found = filled(rows, drawn.rows)
+    assert found.items() >= rows.items() and not found.keys() - rows.keys() - {row.key for row in drawn.rows}
+    for row in drawn.rows:
+        if row.key not in rows:
+            assert found[row.key] == pytest.approx(line(row, *((10, 20) if row.positions == 15 else (32, 40))))
+    with pytest.raises(AssertionError, match="price no mb4d"):
+        filled(rows, [Row("mb4d", 3, ())])
+
+
+@pytest.mark.slow
+def test_a_table_of_what_may_be_left_is_calibrated_on_any_number_of_patches(tmp_path: Path) -> None:
+    block = MB3D(1, 8, 8, 1, residual="plain", bias=False)
+    arch = Arch(32, 3, (Patch(16, 8), ClassToken(), Position(), block, block, block, Head(4, pool="token")))
+    remains = Remains(arch, ("tokens",))
+    found = measure_table(remains, TARGET, tmp_path, rounds=2)
+    drawn = [remains.sample(np.random.default_rng(seed)) for seed in range(20)]
+    between = [one for one in drawn if found.unmeasured(one.rows)]
+    assert between and all(found.predict(one).ms > 0 for one in between)

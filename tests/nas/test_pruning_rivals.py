@@ -25,7 +25,7 @@ from nas.timing import Timing
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
-from search_spaces.spaces.frames import PARTS
+from search_spaces.spaces.frames import PARTS, whole_frame
 from tests.nas.test_measure import TARGET
 
 BLOCK = MB3D(2, 8, 8, 64 / 32, residual="plain", bias=False)
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[Arch | Path]]]:
 
 def by_name(job: Job, budget: float, scratch: Path, **how: Any) -> dict[str, dict[str, Any]]:
     arch = resized(ARCH, list(uniform_sizes(ARCH))[-1][1])
-    found = Pruned(arch, dict(arch.build().state_dict()), 0.0, 0.0, 0.0, {})
+    found = Pruned(arch, dict(arch.build().state_dict()), 0.0, 0.0, 0.0, {}, whole_frame(ARCH))
     rows = rival_rows(job, "network", found, budget, Files(job, scratch, scratch), **how)
     assert [row["name"] for row in rows] == NAMES
     assert all(row.keys() == rows[0].keys() for row in rows)
