@@ -242,7 +242,10 @@ class Prunable:
             return dict(network.state_dict())
 
         self.progress("repair")
-        losses = {ridge: dense.divergence(arch, solved(ridge, len(images) - unseen), last=unseen) for ridge in RIDGES}
+        losses = {
+            ridge: dense.divergence(arch, solved(ridge, min(FEW, len(images) - unseen)), last=unseen)
+            for ridge in RIDGES
+        }
         best = min(losses, key=lambda ridge: losses[ridge])
         return solved(best, len(images)) if losses[best] < dense.divergence(arch, weights, last=unseen) else weights
 
