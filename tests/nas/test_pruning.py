@@ -71,6 +71,8 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
     assert evaluate_network(str(out), "digits", "test", None)["acc"] == pytest.approx(after["acc"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """What is left of one pruning is pruned again, by the table that is there by then or is measured."""
     flags = ("--data", "digits", "--target", TARGET.name, "--parts", ",".join(FEW), "--images", 32)
