@@ -76,7 +76,7 @@ def test_from_a_supernet_to_a_network_on_a_folder_of_images(images: Path, tmp_pa
         "--out",
         tmp_path / "f",
     )
-    assert found["evaluations"] == 3
+    assert found["evaluations"] in (2, 3)  # a network that is proposed twice is evaluated once
     network = nas(
         "retrain", tmp_path / "f", *data, "--mixup", 0.8, "--cutmix", 1, "--ema", 0.99, "--out", tmp_path / "n"
     )
