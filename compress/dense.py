@@ -53,11 +53,6 @@ class Dense:
     _framed: dict[Frame, Framed] = field(default_factory=dict, init=False, repr=False, compare=False)
     _blocks: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
-    def features(self) -> bool:
-        """Whether the network is an encoder, whose features are compared in place of class probabilities."""
-        return getattr(self.arch.blocks[-1], "classes", None) == 0
-
     def framed(self, frame: Frame) -> Framed:
         """The network in a frame."""
         if frame not in self._framed:
@@ -129,7 +124,7 @@ class Dense:
         return self._blocks[position]
 
     def _apart(self, found: Tensor, wanted: Tensor) -> float:
-        if self.features:
+        if self.arch.encoder:  # its features are compared in place of class probabilities
             return float((found - wanted).square().sum() / wanted.square().sum())
         return float(F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True))
 

@@ -199,7 +199,7 @@ class Prunable:
                 break
             chosen = left.pop(frame)
             sizes = chosen.solved(budget)
-            if sizes is None:  # the bound is that of parts of blocks
+            if sizes is None:  # the bound just fits, but for rounding
                 continue
             self.progress(f"running {frame.label}")
             arch, weights = self.dense.shrunk(sizes, self.dense.framed(frame))

@@ -118,6 +118,11 @@ class Arch:
         return last.classes
 
     @property
+    def encoder(self) -> bool:
+        """Whether it has no classifier: features are what it gives."""
+        return getattr(self.blocks[-1], "classes", None) == 0
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name this network, the same on every machine."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]

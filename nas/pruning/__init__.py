@@ -4,10 +4,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compress.dense import network_of
 from compress.prune import check_parts
 from nas.progress import say
 from nas.pruning.attempt import healed_within, unchanged
-from nas.pruning.files import Files, built
+from nas.pruning.files import Files
 from nas.pruning.floor import fastest, held
 from nas.pruning.goal import Floor, Goal
 from nas.pruning.heal import Healing, healer
@@ -123,7 +124,7 @@ def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, riva
         told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
     file = attempt.file or files.delivered(found.arch, found.weights)
     run.save_network(found.arch, found.weights)
-    kept = write_kept(built(found.arch, found.weights), job.data, run.path / KEPT)
+    kept = write_kept(network_of(found.arch, found.weights), job.data, run.path / KEPT)
     heal_rival = healer(job, run.path / "rivals", healing)
     return {
         **outcome(job, found, budget, attempt.before, attempt.after),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.dense import network_of
 from nas.elsewhere import time_elsewhere
 from nas.evaluate import calibration_batches
 from nas.export import SUFFIX, Checked, check_onnx, export_onnx
@@ -23,7 +24,7 @@ from nas.thresholded import ROUNDS as IMAGE_ROUNDS
 from nas.timing import ROUNDS, Timing, settled
 from search_spaces.arch import Arch, Network
 
-__all__ = ["Delivered", "Files", "built", "quantised", "retimed"]
+__all__ = ["Delivered", "Files", "quantised", "retimed"]
 
 ONNX, INT8, DENSE = "model.onnx", "model.int8.onnx", "dense.onnx"
 CHECKED, CALIBRATING = 1000, 64  # search-validation images to compare on; training images that tell ranges for int8
@@ -70,7 +71,7 @@ class Files:
             InputError: file and network disagree, or the process that times was killed.
         """
         target, path = self.job.table.target, self.out / ONNX
-        checked = self._exported(built(arch, weights), path)
+        checked = self._exported(network_of(arch, weights), path)
         if SUFFIX not in RUNTIMES[target.runtime].files:
             return Delivered(path, checked, None, None)
         if arch != arch.keeping(adaptive=False):
@@ -100,13 +101,6 @@ class Files:
         data = self.job.data.at(arch.image_size)
         images = torch.cat([images for images, _ in data.loader("val", 250, limit=CHECKED)])
         return check_onnx(path, network, images, Target("cpu", "ort", "fp32", batch, threads=1))
-
-
-def built(arch: Arch, weights: Mapping[str, Tensor]) -> Network:
-    """The network with these weights, in eval mode."""
-    network = arch.build().eval()
-    network.load_state_dict(dict(weights))
-    return network
 
 
 def quantised(job: Job, arch: Arch, source: Path, path: Path) -> Path:

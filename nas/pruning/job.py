@@ -59,7 +59,7 @@ class Job:
     @property
     def encoder(self) -> bool:
         """Whether the network has no classifier, and so no accuracy."""
-        return _encoder(self.named.arch)
+        return self.named.arch.encoder
 
     def fitted(self, out: Path) -> "Job":
         """The same with a classifier that tells the data's classes apart, in the run folder `out` if it has to be fitted."""
@@ -128,7 +128,7 @@ def job_of(
         raise InputError(f"{data.name} has no training images to calibrate on; add some")
     named = named.seeing(data)
     assert named.network is not None
-    source, encoder = digest(named.network.state_dict()), _encoder(named.arch)
+    source, encoder = digest(named.network.state_dict()), named.arch.encoder
     own_head = not encoder and data.classes != named.arch.classes
     if not encoder:
         _check_labels(data)
@@ -161,11 +161,6 @@ def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyT
             f"{found.path.name} is for {found.target.name}, not for {target}; leave out --table or --target"
         )
     return found
-
-
-def _encoder(arch: Arch) -> bool:
-    """Whether a network has no classifier, and so no accuracy."""
-    return getattr(arch.blocks[-1], "classes", None) == 0
 
 
 def _check_labels(data: Data) -> None:

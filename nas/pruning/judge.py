@@ -3,11 +3,12 @@
 import tempfile
 from pathlib import Path
 
+from compress.dense import network_of
 from compress.prune import Pruned
 from nas.data import Split
 from nas.evaluate import accuracy
 from nas.export import SUFFIX, export_onnx
-from nas.pruning.files import built, quantised
+from nas.pruning.files import quantised
 from nas.pruning.job import Job
 from nas.runtimes import RUNTIMES
 from nas.scratch import scratch_dir
@@ -29,7 +30,7 @@ def judged(job: Job, network: Network, split: Split) -> float | None:
 
 def val_accuracy(job: Job, found: Pruned) -> float:
     """Of what is left of a network with a classifier, on search-validation."""
-    acc = judged(job, built(found.arch, found.weights), "val")
+    acc = judged(job, network_of(found.arch, found.weights), "val")
     assert acc is not None, "an encoder has no accuracy"
     return acc
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from compress.dense import network_of
 from compress.prune import Pruned
 from nas.cost import macs, params
 from nas.peak_memory import peak_mb
 from nas.progress import say
-from nas.pruning.files import built
 from nas.pruning.job import Job, Milliseconds
 from nas.pruning.judge import judged
 from search_spaces.arch import Arch
@@ -30,7 +30,7 @@ def outcome(
         after: of what is left, measured in the same run.
     """
     arch = job.named.arch
-    left = built(found.arch, found.weights)
+    left = network_of(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
         "target": job.table.target.name,

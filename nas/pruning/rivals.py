@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from compress.dense import network_of
 from compress.prune import Pruned
 from compress.slicing import plan_block, shrink, weights_of
 from compress.statistics import collect
@@ -16,7 +17,7 @@ from nas.cost import macs, params
 from nas.data import Data
 from nas.evaluate import calibration_batches
 from nas.export import SUFFIX
-from nas.pruning.files import Files, built, quantised
+from nas.pruning.files import Files, quantised
 from nas.pruning.job import Job
 from nas.pruning.judge import judged
 from nas.pruning.siblings import smaller_sibling
@@ -97,7 +98,7 @@ def _row(job: Job, one: Rival | Missing, ms: float | None) -> dict[str, Any]:
 def _accuracy(job: Job, one: Rival) -> float | None:
     """Share of the test split that it gets right: the file where there is one."""
     if one.file is None or job.encoder:
-        return judged(job, built(one.arch, one.weights), "test")
+        return judged(job, network_of(one.arch, one.weights), "test")
     return _file_accuracy(one.file, job.table.target.batch, job.data.at(one.arch.image_size))
 
 

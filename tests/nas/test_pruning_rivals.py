@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compress.dense import network_of
 from compress.prune import Pruned
 from compress.uniform import resized, uniform_sizes
 from nas.cost import macs, params
@@ -16,7 +17,7 @@ from nas.evaluate import accuracy
 from nas.networks import Named
 from nas.pruning import rivals as module
 from nas.pruning import siblings
-from nas.pruning.files import Files, built
+from nas.pruning.files import Files
 from nas.pruning.job import Job
 from nas.pruning.rivals import rival_rows
 from nas.pruning.siblings import smaller_sibling, smaller_sibling_name
@@ -130,7 +131,7 @@ def test_rivals_are_trained_as_the_result_was(tmp_path: Path) -> None:
     rows = by_name(job, 0.6 * ms_of(ARCH), tmp_path, heal=heal)
     assert asked == ["uniform", "magnitude", "resolution"]
     nothing = {name: torch.zeros_like(tensor) for name, tensor in job.network.state_dict().items()}
-    assert rows["uniform"]["acc"] == accuracy(built(ARCH, nothing), job.data, "test")
+    assert rows["uniform"]["acc"] == accuracy(network_of(ARCH, nothing), job.data, "test")
 
 
 @pytest.mark.parametrize(
