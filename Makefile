@@ -11,7 +11,7 @@ quickstart: install
 	$(BIN)/nas quickstart --out results/quickstart $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from tests.cli.test_commands import nas
 from tests.nas.test_measure import TARGET
 
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
-pytestmark = [pytest.mark.xdist_group("pruning"), pytest.mark.timeout(400)]  # one worker measures for all
+pytestmark = pytest.mark.timeout(400)
 
 FEW = ("heads", "neurons", "blocks")  # of which rows are measured in seconds
 BLOCK = MB3D(2, 16, 16, 64 / 32, residual="plain", bias=False)
@@ -72,13 +72,14 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    """What is left of one pruning is pruned again, by the table that is there by then or is measured."""
-    flags = ("--data", "digits", "--target", TARGET.name, "--parts", "neurons,blocks", "--images", 32)
+def test_the_command_does_it_and_refuses_what_it_cannot(
+    pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path
+) -> None:
+    """By the table that is there by then."""
+    flags = ("--data", "digits", "--target", TARGET.name, "--parts", ",".join(FEW), "--images", 32)
     training = ("--train-epochs", 1, "--batch-size", 32, "--lr", 1e-4, "--weight-decay", 0.01, "--ema", 0.5)
     training += ("--mixup", 0.2, "--cutmix", 0.3, "--max-drop", 0.99, "--seed", 2)
-    found = nas("prune", pruned[1], *flags, "--speedup", 1.1, *training, "--out", tmp_path / "again")
+    found = nas("prune", model, *flags, "--speedup", 1.1, *training, "--out", tmp_path / "again")
     recipe = json.loads((tmp_path / "again" / "trained" / "config.json").read_text())["recipe"]
     wanted = {"epochs": 1, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.01, "ema": 0.5, "mixup": 0.2, "cutmix": 0.3}
     assert recipe.items() >= {**wanted, "seed": 2}.items() and found["max_drop"] == 0.99
@@ -86,10 +87,10 @@ def test_the_command_does_it_and_refuses_what_it_cannot(pruned: tuple[dict[str, 
     assert found["after"]["measured_ms"] <= found["budget_ms"] < found["before"]["measured_ms"]
     assert nas("describe", tmp_path / "again")["macs"] == found["after"]["macs"]
     wrong = ("--speedup", 2, "--adaptive", "--out", tmp_path / "wrong")
-    assert "--adaptive is of the training; add --train-epochs N" in nas("prune", pruned[1], *flags, *wrong, code=2)
-    assert "--max-drop is a share" in nas("prune", pruned[1], *flags, "--max-drop", 1, code=2)
+    assert "--adaptive is of the training; add --train-epochs N" in nas("prune", model, *flags, *wrong, code=2)
+    assert "--max-drop is a share" in nas("prune", model, *flags, "--max-drop", 1, code=2)
     assert "nowhere is no zoo name" in nas("prune", "nowhere", *flags, "--speedup", 2, code=2)
-    line = nas("prune", pruned[1], *flags, "--budget-ms", 1e-4, "--out", tmp_path / "never", code=3)
+    line = nas("prune", model, *flags, "--budget-ms", 1e-4, "--out", tmp_path / "never", code=3)
     assert "the cheapest network of these blocks is predicted to take" in line
 
 

@@ -30,8 +30,6 @@ from tests.nas.test_measure import TARGET
 from tests.nas.test_pruning_rivals import NAMES, job_on
 from tests.search_spaces.test_token_prune import network, vit
 
-pytestmark = pytest.mark.xdist_group("pruning files")
-
 BLOCK = MB3D(2, 8, 8, 64 / 32, residual="plain", bias=False)
 ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), BLOCK, BLOCK, Head(10, pool="token")))
 
