@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from prune_ways import WAYS, Source
 
+from compress.dense import network_of
 from compress.prune import Pruned
 from nas.cost import macs, params
 from nas.errors import BudgetError
 from nas.files import read_json, write_json
 from nas.progress import say
-from nas.pruning.files import built
 from nas.runs import save_weights
 from nas.tables import timed
 from nas.timing import Timing
@@ -126,7 +126,7 @@ class Choice:
         """A chosen network with its weights before any training."""
         if pick.way == OURS:
             found = self.ours[pick.share, pick.seed]
-            return built(found.arch, found.weights)
+            return network_of(found.arch, found.weights)
         of_network = self.ladders[pick.way][self.rungs[pick.way, pick.share]][1]
         return WAYS[pick.way](self.source, of_network, pick.seed)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch_pruned import Twin, pruned, twin
 
+from compress.dense import network_of
 from compress.prune import Prunable
 from compress.slicing import BlockSize, weights_of
 from compress.uniform import by_magnitude, resized, uniform_sizes
 from nas.evaluate import calibration_batches
-from nas.pruning.files import built
 from nas.pruning.job import Job
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, BlockSpec, TokenPrune
@@ -60,13 +60,13 @@ def torch_pruning(source: Source, share: float, seed: int) -> Network:
 def uniform(source: Source, share: float, seed: int) -> Network:
     """Every block alike: the same share of heads and neurons, which ones and what takes over for the others as in ours."""
     dense = source.prunable(seed).dense
-    return built(*dense.shrunk(alike(source.arch, share), dense.framed(whole_frame(source.arch))))
+    return network_of(*dense.shrunk(alike(source.arch, share), dense.framed(whole_frame(source.arch))))
 
 
 def magnitude(source: Source, share: float, seed: int) -> Network:
     """The same sizes; what stays is what has the largest weights, as it was."""
     sizes = alike(source.arch, share)
-    return built(resized(source.arch, sizes), by_magnitude(source.arch, source.job.network.state_dict(), sizes))
+    return network_of(resized(source.arch, sizes), by_magnitude(source.arch, source.job.network.state_dict(), sizes))
 
 
 def alike(arch: Arch, share: float) -> dict[int, BlockSize]:
@@ -104,7 +104,7 @@ def dropped_tokens(source: Source, share: float, seed: int) -> Network:
         own = weights_of(source.job.network.state_dict(), position)
         weights |= {f"blocks.{len(blocks)}.{name}": tensor for name, tensor in own.items()}
         blocks.append(spec)
-    return built(replace(source.arch, blocks=tuple(blocks)), weights)
+    return network_of(replace(source.arch, blocks=tuple(blocks)), weights)
 
 
 WAYS: dict[str, Callable[[Source, float, int], Network]] = {

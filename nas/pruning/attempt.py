@@ -1,6 +1,6 @@
 """A network pruned for a budget, healed where that is asked for, and measured beside the dense one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
@@ -11,6 +11,7 @@ from nas.pruning.choice import SPARE, within
 from nas.pruning.files import Delivered, Files
 from nas.pruning.heal import Healing, heal
 from nas.pruning.job import Job
+from nas.pruning.judge import harmed
 from nas.pruning.saved import Times, remembered, saved
 
 __all__ = ["Attempt", "healed_within", "unchanged"]
@@ -46,17 +47,23 @@ def healed_within(job: Job, files: Files, budget: float, healing: Healing) -> At
 
     config = {"dense": job.source, "budget_ms": budget}
     found, (before, after) = saved(files.out / "calibrated", config, make)
-    if not healing.epochs:
-        return Attempt(found, before, after, file=made[0] if made else None)
-    return _trained_within(job, files, found, budget, healing)
+    calibrated = Attempt(found, before, after, file=made[0] if made else None)
+    return _trained_within(job, files, calibrated, budget, healing) if healing.epochs else calibrated
 
 
-def _trained_within(job: Job, files: Files, found: Pruned, budget: float, healing: Healing) -> Attempt:
-    """What calibration gave, trained; where thresholds let it take too long, once more for less."""
-    limit = budget
+def _trained_within(job: Job, files: Files, calibrated: Attempt, budget: float, healing: Healing) -> Attempt:
+    """What calibration gave, trained, unless that harms; where thresholds let it take too long, once more for less."""
+    limit, found = budget, calibrated.found
     for number in range(1, TRIES + 1):
         out = files.out / ("trained" if number == 1 else f"trained-{number}")
         left, training = heal(job, found, out, healing, limit)
+        if harmed(job, calibrated.found, left):
+            say(
+                "training made it worse on search-validation: what calibration alone gave stays; train longer, or with a lower --lr"
+            )
+            file = calibrated.file if number == 1 else None  # written over by then
+            return replace(calibrated, training={**training, "used": False}, file=file)
+        training["used"] = True
         before, after = _measured(job, left, budget)
         taken = after["measured_ms"]
         if taken <= budget:

@@ -120,9 +120,9 @@ def _last(job: Job, folder: Path, record: dict[str, Any], healing: Healing) -> A
     limit = record["limit"]
     found, training = _calibrated(job, folder, limit, job.prunable), None
     if healing.epochs:
-        left, told = heal(job, found, folder / "trained", healing, limit)
-        if record["trained"] or val_accuracy(job, left) >= record["acc"]:
-            found, training = left, told
+        left, training = heal(job, found, folder / "trained", healing, limit)
+        training["used"] = record["trained"] or val_accuracy(job, left) >= record["acc"]
+        found = left if training["used"] else found
     before, after = job.measured([job.named.arch, found.arch])
     if after["measured_ms"] >= before["measured_ms"]:
         say("what is left takes no less time than the network as it is, which stays")

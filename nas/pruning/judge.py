@@ -12,9 +12,10 @@ from nas.pruning.files import quantised
 from nas.pruning.job import Job
 from nas.runtimes import RUNTIMES
 from nas.scratch import scratch_dir
+from nas.train.features import mean_distance
 from search_spaces.arch import Network
 
-__all__ = ["judged", "val_accuracy"]
+__all__ = ["harmed", "judged", "val_accuracy"]
 
 BATCH = 250
 
@@ -33,6 +34,14 @@ def val_accuracy(job: Job, found: Pruned) -> float:
     acc = judged(job, network_of(found.arch, found.weights), "val")
     assert acc is not None, "an encoder has no accuracy"
     return acc
+
+
+def harmed(job: Job, before: Pruned, after: Pruned) -> bool:
+    """Whether training made what is left worse on search-validation: less accurate, or an encoder's features further from the dense one's."""
+    if job.encoder:
+        distances = [mean_distance(network_of(one.arch, one.weights), job.network, job.data) for one in (before, after)]
+        return distances[1] > distances[0]
+    return val_accuracy(job, after) < val_accuracy(job, before)
 
 
 def _in_int8(job: Job, network: Network, split: Split) -> float:

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU, in float32 or int8; needs the packages `openvino` and `onnx`."""
 
 import io
+import shutil
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,7 @@ from nas.runtimes.batches import check_input, in_batches
 from nas.runtimes.onnxruntime import random_graph, read_file
 from nas.runtimes.quantise import check_quantised
 from nas.runtimes.random_networks import fixed_images
+from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
@@ -48,10 +51,8 @@ def prepare(arch: Arch, target: Target, path: Path) -> None:
 
 
 def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
-    """A session of a prepared network, whose file is removed."""
-    compiled = path.read_bytes()
-    path.unlink()
-    return Session(compiled, target, arch.id)
+    """A session of a prepared network, which it takes to itself."""
+    return Session(path, target, arch.id)
 
 
 def from_file(path: Path, target: Target) -> "Session":
@@ -112,17 +113,25 @@ def _settings(target: Target) -> dict[str, Any]:
 class Session:
     """A network in OpenVINO; implements `nas.runtimes.Session`.
 
-    A small network stays compiled when it is closed, and only its activations get fresh memory; a large one is loaded anew.
+    A small network stays compiled when it is closed, and only its activations get fresh memory; a large one is loaded anew
+    from a temporary file, so that a closed one has no memory.
     """
 
-    def __init__(self, compiled: bytes, target: Target, name: str) -> None:
-        """Take a network that was compiled for this machine; `name` is what messages call it.
+    def __init__(self, compiled: Path | bytes, target: Target, name: str) -> None:
+        """Take a network that was compiled for this machine, its file to itself; `name` is what messages call it.
 
         Raises:
             InputError: this machine cannot measure the target.
         """
         target.check_here()
-        self.target, self.name, self._bytes = target, name, compiled
+        self.target, self.name = target, name
+        self._folder = tempfile.TemporaryDirectory(prefix="openvino-", dir=scratch_dir())  # removed with the session
+        self._compiled = Path(self._folder.name) / "compiled"
+        if isinstance(compiled, Path):
+            shutil.move(compiled, self._compiled)
+        else:
+            self._compiled.write_bytes(compiled)
+        self._stays = self._compiled.stat().st_size <= STAYS
         self._network: Any = None
         self._request: Any = None
         self._images = fixed_images(tuple(self._opened().model_inputs[0].shape))
@@ -154,7 +163,7 @@ class Session:
     def close(self) -> None:
         """Give the memory back that a small network works in, that of a large one altogether."""
         self._request = None
-        if len(self._bytes) > STAYS:
+        if not self._stays:
             self._network = None
 
     def time(self, repeats: int, images: NDArray[np.float32] | None = None) -> list[float]:
@@ -171,7 +180,8 @@ class Session:
         if self._network is None:
             import openvino
 
-            self._network = openvino.Core().import_model(io.BytesIO(self._bytes), "CPU", _settings(self.target))
+            compiled = io.BytesIO(self._compiled.read_bytes())
+            self._network = openvino.Core().import_model(compiled, "CPU", _settings(self.target))
         if self._request is None:
             self._request = self._network.create_infer_request()
         return self._request

@@ -16,7 +16,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
-__all__ = ["follow_features"]
+__all__ = ["follow_features", "mean_distance"]
 
 BATCH = 250
 
@@ -49,7 +49,7 @@ def follow_features(
         network.load_state_dict(start)
         fit(network, _following(teacher, arch, recipe), data, recipe, out / "checkpoint.pt", f"train {out.name}")
         run.save_network(arch, network.state_dict())
-        found = {"val_distance": _distance(network, arch, teacher, data)}
+        found = {"val_distance": mean_distance(network, teacher.network, data)}
         summary = run.finish({**found, "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
@@ -63,16 +63,15 @@ def _following(teacher: Teacher, arch: Arch, recipe: Recipe) -> Objective:
 
 
 @torch.no_grad()
-def _distance(network: Network, arch: Arch, teacher: Teacher, data: Data) -> float:
-    """Mean over the batches of search-validation."""
+def mean_distance(network: Network, other: nn.Module, data: Data) -> float:
+    """How far a network's features are from another's on search-validation, see `compress.feature_distance`; both as they are given images of the data's size."""
     network.eval()
     device = next(network.parameters()).device
-    teacher.network.eval().to(device)
+    other.eval().to(device)
     found, seen = 0.0, 0
     for images, _ in data.loader("val", BATCH):
         images = images.to(device)
-        found += len(images) * float(
-            feature_distance(network(resized(images, arch.image_size)), teacher.network(images))
-        )
+        own = network(resized(images, network.arch.image_size))
+        found += len(images) * float(feature_distance(own, other(images)))
         seen += len(images)
     return found / seen

@@ -67,12 +67,24 @@ def test_training_heals_what_calibration_lost(healed: tuple[dict[str, Any], Path
     trained, same, run = load_network(out / "trained")
     assert arch == same == Run.open(out).arch() and digest(Run.open(out).weights()) == digest(trained.state_dict())
     lost, left = (accuracy(network, toy(IMAGES), "val") for network in (calibrated, trained))
-    assert left > lost + 0.02 and found["training"]["val_acc"] == left
+    assert left > lost + 0.02 and found["training"]["val_acc"] == left and found["training"]["used"]
     assert found["after"]["acc"] == accuracy(trained, toy(IMAGES), "test")
     assert run.config["teacher"]["weights"] == digest(load_weights(vit)), "the dense network teaches"
     assert run.config["start"] == digest(calibrated.state_dict())
     assert found["training"]["lr"] == run.config["recipe"]["lr"] == usual_rate(ARCH) == 0.032 / 32
     assert found["after"]["measured_ms"] <= found["budget_ms"] and found["fitted_head"] is None
+
+
+@pytest.mark.parametrize("source", ["vit", "encoder"])
+def test_a_training_that_harms_is_not_used(
+    source: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = {"speedup": 1.5, "healing": Healing(1, batch_size=128, lr=1.0), **HOW}
+    found = prune_network(str(request.getfixturevalue(source)), "toy", tmp_path / "run", **how)
+    calibrated, _, _ = load_network(tmp_path / "run" / "calibrated", "prune")
+    assert digest(Run.open(tmp_path / "run").weights()) == digest(calibrated.state_dict())
+    assert found["training"]["used"] is False and found["training"]["epochs"] == 1
+    assert "training made it worse on search-validation" in capsys.readouterr().err
 
 
 def test_a_killed_training_goes_on_and_calibrates_no_more(

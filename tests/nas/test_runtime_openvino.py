@@ -43,6 +43,13 @@ def test_what_was_closed_opens_again_with_the_same_scores(stays: int, monkeypatc
     assert np.array_equal(session.run(given), before)
     session.reopen()
     assert np.array_equal(session.run(given), before) and len(session.time(3)) == 3
+    assert not any(isinstance(held, bytes) for held in vars(session).values()), (
+        "hundreds of large ones must fit in memory"
+    )
+    folder = session._compiled.parent
+    assert folder.exists()
+    del session
+    assert not folder.exists()
 
 
 def exported(path: Path, batch: int = 1, change: Callable[[onnx.GraphProto], None] = lambda graph: None) -> None:

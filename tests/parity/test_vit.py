@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 import torch
 
+import compress
+from compress.dense import Dense, network_of
 from nas.cost import macs, params
 from search_spaces import zoo
 from search_spaces.arch import Network
+from search_spaces.spaces.frames import Frame
 from search_spaces.tokens import Chosen
 from tests.parity.fill import image, value
-from tests.parity.oracle import filled, reference
+from tests.parity.oracle import filled, reference, timm_model
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,28 @@ def test_pruning_one_by_one_and_in_a_batch(pruned: tuple[dict[str, Any], Network
     with torch.no_grad():
         logits = network(images, together)
     assert torch.stack([one.counts for one in together], 1).tolist() == parity["kept_tokens"]
+    torch.testing.assert_close(logits[:, :100], torch.tensor(parity["logits"]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_nas_prune_makes_of_timms_model_gives_the_same() -> None:
+    """By fixed numbers of patches, and by thresholds, as calibration and training leave them."""
+    parity = reference("asvit_deit_tiny")
+    arch, weights = compress.from_module(timm_model("deit_tiny_patch16_224"))
+    images = image(224, parity["batch"])
+    dense = Dense(arch, weights, {}, {}, images, torch.zeros(0), {}, {})
+    for number, counts in enumerate(parity["kept_tokens"]):
+        keeps = tuple(zip(parity["pruning_locations"], counts, strict=True))
+        framed = dense.framed(Frame(arch.image_size, 192, keeps))
+        with torch.no_grad():
+            logits = network_of(framed.arch, framed.weights)(images[number : number + 1])
+        torch.testing.assert_close(logits[0, :100], torch.tensor(parity["logits"][number]), rtol=1e-4, atol=1e-4)
+    adaptive = framed.arch.keeping(adaptive=True)
+    own = {
+        f"blocks.{place}.threshold": torch.tensor(196 * threshold)
+        for place, threshold in zip(adaptive.locations, parity["thresholds"], strict=True)
+    }
+    with torch.no_grad():
+        logits = network_of(adaptive, {**framed.weights, **own})(images)
     torch.testing.assert_close(logits[:, :100], torch.tensor(parity["logits"]), rtol=1e-4, atol=1e-4)
 
 
