@@ -144,7 +144,8 @@ def main() -> None:
     score = Scorer(supernet, datasets.load(run.config["data"]), options.seed)
     rng = np.random.default_rng(options.seed)
     bases = [space.largest, *(space.mutate(space.spread(rng), rng, 0.3) for _ in range(options.networks - 1))]
-    winners = [read_arch(path / one["arch"]) for path in options.runs for one in Run.open(path).summary["results"]]
+    summaries = {path: Run.open(path).summary or {} for path in options.runs}
+    winners = [read_arch(path / one["arch"]) for path, done in summaries.items() for one in done["results"]]
     fronts = [arch for path in options.runs for arch in front(path, space)]
     found = {}
     for name, (_, used) in DIMENSIONS.items():

@@ -135,7 +135,7 @@ def wait(process: subprocess.Popen[bytes], come: Callable[[], bool]) -> bool:
 def moment(rng: np.random.Generator, kind: str, run: Measuring, seconds: float) -> Callable[[], bool]:
     """Tells when the moment of a kill has come; a measurement left alone takes `seconds`."""
     started, before = time.monotonic(), run.names()
-    delay, visits = rng.uniform(0, seconds), run.samples().count(b"\n") + rng.integers(1, 400)
+    delay, visits = float(rng.uniform(0, seconds)), run.samples().count(b"\n") + int(rng.integers(1, 400))
     if kind == "time":
         return lambda: time.monotonic() - started > delay
     if kind == "visits":

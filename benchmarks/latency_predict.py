@@ -33,9 +33,9 @@ CHUNK = 100_000
 def made_up(space: Space) -> LatencyTable:
     """A table with a time for every row."""
     rows = {row.key: RowTime(0.01 + 0.003 * i, 0, 0, 0, 0, 1) for i, row in enumerate(space.rows)}
-    verdict, reference = Verdict(0, 0, 0, 0, True, "made up"), {}
-    parts = (space.name, (space.classes,), TARGET.name, fingerprint(TARGET), {}, "median", Calibration(), reference)
-    return LatencyTable(Content(*parts, 1.0, verdict, (), rows), Path(space.name))
+    verdict, reference, protocol = Verdict(0, 0, 0, 0, True, "made up"), dict[str, Any](), dict[str, Any]()
+    about = (space.name, (space.classes,), TARGET.name, fingerprint(TARGET), protocol, "median", Calibration())
+    return LatencyTable(Content(*about, reference, 1.0, verdict, (), rows), Path(space.name))
 
 
 def codes_of(space: Space, count: int, seed: int) -> NDArray[np.uint8]:

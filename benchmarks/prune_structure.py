@@ -212,7 +212,7 @@ def on_target(
         floor=table.reference_ms,
     )
     works = {**works, **{name: float(macs(arch)) for name, arch in archs.items()}}
-    networks = {}
+    networks: dict[str, dict[str, Any]] = {}
     for name in [*archs, *rivals]:
         own = "ours dense" if name.startswith("ours") else "timm dense"
         speed, ratio = speed_ups(visits, name, own), works[own] / works[name]

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -44,10 +45,9 @@ def library() -> Any:
         InputError: it is not installed.
     """
     try:
-        import torch_pruning
+        return import_module("torch_pruning")
     except ModuleNotFoundError as error:
         raise InputError("this benchmark compares with Torch-Pruning; pip install torch-pruning") from error
-    return torch_pruning
 
 
 @dataclass(frozen=True)
