@@ -1,11 +1,13 @@
 """`nas prune`: a trained ViT made faster on a target until the time measured, or the accuracy lost, is what may be."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress.dense import network_of
 from compress.prune import check_parts
+from nas.processes import processes
 from nas.progress import say
 from nas.pruning.attempt import healed_within, unchanged
 from nas.pruning.files import Files
@@ -22,11 +24,12 @@ from nas.pruning.saved import remembered
 from nas.runs import Run
 from nas.scratch import scratch_dir
 from search_spaces.errors import InputError
-from search_spaces.spaces.frames import PARTS
+from search_spaces.spaces.frames import PARTS, in_frame, whole_frame
 
 __all__ = ["PARTS", "Goal", "Healing", "Milliseconds", "prune_network"]
 
 CALIBRATION = Healing()
+AGREE = 0.05  # share by which the times of a file and of its network may differ
 
 
 def prune_network(
@@ -63,13 +66,17 @@ def prune_network(
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
     parts = tuple(one for one in check_parts(parts) if not healing.adaptive or one not in ("fusing", "merging"))
+    if processes() > 1:
+        raise InputError("nas prune is of one process; start it without torchrun, and train at length by nas retrain")
+    if healing.adaptive and "tokens" not in parts:
+        raise InputError("--adaptive is of patches that are dropped; add tokens to --parts")
     job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign)
     _check_healing(job, goal, healing)
     config = {
         "network": job.source,
         "arch": job.named.arch.id,
         "data": dataset,
-        "table": job.table.id,
+        "table": job.table.path.stem,  # it may have got rows for other parts since
         "budget_ms": budget_ms,
         "speedup": speedup,
         "images": images,
@@ -96,6 +103,9 @@ def _check_healing(job: Job, goal: Goal, healing: Healing) -> None:
     """Refuse, before anything is begun, what would fail at its end."""
     if goal.max_drop is not None and job.encoder:
         raise InputError("--max-drop is of accuracy, which an encoder without a classifier has none of; give a budget")
+    if healing.adaptive:
+        dropping = in_frame(job.named.arch, replace(whole_frame(job.named.arch), keeps=((1, 1),)))
+        job.table.target.check_runs(dropping.keeping(adaptive=True))
     if healing.epochs:
         recipe = healing.recipe(job.named.arch, job.seed)
         if job.data.size("train") < recipe.batch_size:
@@ -123,6 +133,10 @@ def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, riva
     if floor is not None:
         told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
     file = attempt.file or files.delivered(found.arch, found.weights)
+    if file.ms is not None and abs(file.ms / after - 1) > AGREE:
+        say(
+            f"the exported file takes {file.ms:.4g} ms in a process of its own, {file.ms / after - 1:+.1%} from what was measured before"
+        )
     run.save_network(found.arch, found.weights)
     kept = write_kept(network_of(found.arch, found.weights), job.data, run.path / KEPT)
     heal_rival = healer(job, run.path / "rivals", healing)

@@ -38,7 +38,9 @@ def healed_within(job: Job, files: Files, budget: float, healing: Healing) -> At
         BudgetError: nothing that is left of the network holds the budget.
     """
     made: list[Delivered] = []
-    room = SPARE * budget if healing.epochs else budget  # another measurement of the same network is to hold it as well
+    room = (
+        SPARE * budget if healing.changes else budget
+    )  # another measurement of the same network is to hold it as well
 
     def make() -> tuple[Pruned, list[Times]]:
         found, before, after, file = within(job, room, files)
@@ -48,20 +50,37 @@ def healed_within(job: Job, files: Files, budget: float, healing: Healing) -> At
     config = {"dense": job.source, "budget_ms": budget}
     found, (before, after) = saved(files.out / "calibrated", config, make)
     calibrated = Attempt(found, before, after, file=made[0] if made else None)
-    return _trained_within(job, files, calibrated, budget, healing) if healing.epochs else calibrated
+    if healing.changes:
+        return _trained_within(job, files, calibrated, budget, healing)
+    return calibrated if made else replace(calibrated, file=_within(files.delivered(found.arch, found.weights), budget))
+
+
+def _within(file: Delivered, budget: float) -> Delivered:
+    """A file that was timed once more.
+
+    Raises:
+        BudgetError: it takes longer now.
+    """
+    if file.over(budget):
+        raise BudgetError(
+            f"the exported file takes {file.ms:.4g} ms, over the budget of {budget:.4g} ms; it is kept: measure again on a quieter "
+            "machine, with --resume"
+        )
+    return file
 
 
 def _trained_within(job: Job, files: Files, calibrated: Attempt, budget: float, healing: Healing) -> Attempt:
     """What calibration gave, trained, unless that harms; where thresholds let it take too long, once more for less."""
-    limit, found = budget, calibrated.found
+    limit, found = SPARE * budget if healing.adaptive else budget, calibrated.found
     for number in range(1, TRIES + 1):
         out = files.out / ("trained" if number == 1 else f"trained-{number}")
         left, training = heal(job, found, out, healing, limit)
+        file = calibrated.file if number == 1 else None  # written over by then
+        if training is None:
+            return replace(calibrated, file=file)
         if harmed(job, calibrated.found, left):
-            say(
-                "training made it worse on search-validation: what calibration alone gave stays; train longer, or with a lower --lr"
-            )
-            file = calibrated.file if number == 1 else None  # written over by then
+            what = "training made it worse" if healing.epochs else "thresholds make it worse"
+            say(f"{what} on search-validation: what calibration alone gave stays; train longer, or with a lower --lr")
             return replace(calibrated, training={**training, "used": False}, file=file)
         training["used"] = True
         before, after = _measured(job, left, budget)
@@ -72,10 +91,10 @@ def _trained_within(job: Job, files: Files, calibrated: Attempt, budget: float, 
                 return Attempt(left, before, after, training, file)
             assert file.ms is not None
             taken = file.ms
-        over = f"trained, the network takes {taken:.4g} ms, over the budget of {budget:.4g} ms"
+        over = f"{'trained' if healing.epochs else 'with thresholds'}, the network takes {taken:.4g} ms, over the budget of {budget:.4g} ms"
         if left.arch == found.arch:
             break
-        say(f"{over}: thresholds are learned for less")
+        say(f"{over}: thresholds are set for less")
         limit = remembered(files.out / f"limit-{number}.json", limit * SPARE * budget / taken)
         found = left
     raise BudgetError(f"{over}; it is kept in {out}: measure again on a quieter machine, with --resume")

@@ -1,10 +1,11 @@
 """The network that is measured to be within the budget."""
 
-from compress.prune import BudgetTooSmall, Pruned
+from compress.prune import BudgetTooSmall, Prunable, Pruned
 from nas.errors import BudgetError
 from nas.progress import say
 from nas.pruning.files import Delivered, Files
 from nas.pruning.job import Job
+from search_spaces.spaces.frames import Frame
 
 __all__ = ["within"]
 
@@ -14,15 +15,14 @@ SPARE = 0.995  # share of the budget that a solution after one above it aims at
 
 def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, float], dict[str, float], Delivered]:
     """The network that is measured to be within the budget, and so is its file: before its times those of the dense one in the same run."""
-    limit, prunable, frame = budget, job.prunable(), None
+    limit, prunable = budget, job.prunable()
+    frame: Frame | None = None
+    cheapest = f"the cheapest network of these blocks is predicted to take {min(one.cheapest for one in prunable.offers):.4g} ms"
     for _ in range(TRIES):
         try:
-            found = prunable.within(limit, frame)
+            found = _found(prunable, limit, frame)
         except BudgetTooSmall as error:
-            raise BudgetError(
-                f"the cheapest network of these blocks is predicted to take {error.cheapest:.4g} ms; raise the budget, or prune a "
-                "smaller network"
-            ) from error
+            raise BudgetError(f"{cheapest}; raise the budget, or prune a smaller network") from error
         before, after = job.measured([job.named.arch, found.arch])
         taken, what = after["measured_ms"], "measured"
         if taken <= budget:
@@ -32,9 +32,25 @@ def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, flo
             assert file.ms is not None
             taken, what = file.ms, "the exported file, in a process of its own, takes"
         say(f"{what} {taken:.4g} ms, over the budget of {budget:.4g} ms: pruning further")
-        frame = found.frame
+        frame = (
+            None if found.arch == job.named.arch else found.frame
+        )  # the same one: another is mispriced in its own way
         limit *= SPARE * budget / taken
     raise BudgetError(
-        f"after {TRIES} tries the network takes {taken:.4g} ms, above {budget:.4g} ms; the table and the clock "
+        f"after {TRIES} tries the network takes {taken:.4g} ms, above {budget:.4g} ms, and {cheapest}; the table and the clock "
         "disagree: measure with --fresh on a quieter machine, or raise the budget"
     )
+
+
+def _found(prunable: Prunable, limit: float, frame: Frame | None) -> Pruned:
+    """The best network of a frame, or of any where the frame has none that is within the limit.
+
+    Raises:
+        BudgetTooSmall: no frame has.
+    """
+    if frame is not None:
+        try:
+            return prunable.within(limit, frame)
+        except BudgetTooSmall:
+            say(f"{frame.label}: nothing is left of it within {limit:.4g} ms; trying all others")
+    return prunable.within(limit)

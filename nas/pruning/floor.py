@@ -108,7 +108,7 @@ def _tried(
     except BudgetTooSmall as error:
         return {"limit": limit, "ms": error.cheapest, "acc": None, "holds": False, "trained": False}
     acc = val_accuracy(job, found)
-    trained = not floor.holds(acc) and healing.epochs > 0
+    trained = not floor.holds(acc) and healing.changes
     if trained:
         found, _ = heal(job, found, folder / "trained", healing, limit)
         acc = val_accuracy(job, found)
@@ -118,9 +118,9 @@ def _tried(
 def _last(job: Job, folder: Path, record: dict[str, Any], healing: Healing) -> Attempt:
     """The try that was chosen, trained if it has not been and the training does not harm, and measured."""
     limit = record["limit"]
-    found, training = _calibrated(job, folder, limit, job.prunable), None
-    if healing.epochs:
-        left, training = heal(job, found, folder / "trained", healing, limit)
+    found = _calibrated(job, folder, limit, job.prunable)
+    left, training = heal(job, found, folder / "trained", healing, limit) if healing.changes else (found, None)
+    if training is not None:
         training["used"] = record["trained"] or val_accuracy(job, left) >= record["acc"]
         found = left if training["used"] else found
     before, after = job.measured([job.named.arch, found.arch])

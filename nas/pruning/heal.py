@@ -1,4 +1,4 @@
-"""Training of what pruning left, with the dense network as its teacher."""
+"""Training of what pruning left, with the dense network as its teacher; or its thresholds alone, without any."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,7 +11,7 @@ from compress.prune import Pruned
 from nas.progress import say
 from nas.pruning.job import Job
 from nas.pruning.rivals import Heal
-from nas.pruning.thresholds import learned
+from nas.pruning.thresholds import learned, solved
 from nas.train.features import follow_features
 from nas.train.loop import Recipe
 from nas.train.retrain import load_network, retrain
@@ -43,9 +43,15 @@ class Healing:
         """Refuse settings of a training that is not asked for, and a number of epochs that is none."""
         if self.epochs < 0:
             raise InputError(f"--train-epochs must be at least 0, got {self.epochs}")
-        changed = [field.name.replace("_", "-") for field in fields(self) if getattr(self, field.name) != field.default]
+        own = [field for field in fields(self) if field.name != "adaptive"]
+        changed = [field.name.replace("_", "-") for field in own if getattr(self, field.name) != field.default]
         if changed and not self.epochs:
             raise InputError(f"--{changed[0]} is of the training; add --train-epochs N")
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done to what calibration leaves."""
+        return self.epochs > 0 or self.adaptive
 
     def recipe(self, arch: Arch, seed: int) -> Recipe:
         """Settings of the loop for what is left of `arch`. The teacher's scores are what softens the labels.
@@ -60,8 +66,8 @@ class Healing:
         return Recipe(lr=lr, smoothing=0.0, seed=seed, **rest)
 
     def described(self) -> dict[str, Any] | None:
-        """What a run's config says of it; None without training."""
-        return asdict(self) if self.epochs else None
+        """What a run's config says of it; None where calibration is all."""
+        return asdict(self) if self.changes else None
 
 
 def usual_rate(arch: Arch) -> float:
@@ -70,26 +76,36 @@ def usual_rate(arch: Arch) -> float:
     return RATE / widths[0]
 
 
-def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) -> tuple[Pruned, dict[str, Any]]:
+def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) -> tuple[Pruned, dict[str, Any] | None]:
     """What is left, trained in the run folder `out`, and what its training came to; a run that is done is read.
 
     Labels and the dense network's scores teach it; an encoder its features alone. `budget` in ms is what thresholds keep
-    to, if they are asked for.
+    to, if they are asked for; without epochs they are all that is new, and None is said where there is nothing for them to do.
 
     Raises:
         InputError: `out` holds another run, or the training does not fit the data.
     """
-    recipe, summary = healing.recipe(job.named.arch, job.seed), None
+    recipe = healing.recipe(job.named.arch, job.seed) if healing.epochs else None
+    summary = None
     if healing.adaptive and found.arch.locations:
-        summary = learned(job, found, recipe, out, budget)
+        if recipe is None:
+            alone = solved(job, found, out, budget)
+            if alone is not None:
+                left, told = alone
+                return left, {"epochs": 0, **told}
+        else:
+            summary = learned(job, found, recipe, out, budget)
     if healing.adaptive and summary is None:
-        say("what is left drops no tokens, or need not for the budget: there are no thresholds to learn")
+        say("what is left drops no tokens, or need not for the budget: there is nothing for thresholds to do")
+    if recipe is None:
+        return found, None
     if summary is None:
         summary = _trained(job, found.arch, found.weights, recipe, out)
     job.network.cpu()  # where it taught on another device
     network, arch, _ = load_network(out)
     told = {name: value for name, value in summary.items() if name != "weights"}
-    left = replace(found, arch=arch, weights=dict(network.state_dict()))
+    cost = summary.get("held_cost", found.cost)
+    left = replace(found, arch=arch, weights=dict(network.state_dict()), cost=cost)
     return left, {"epochs": recipe.epochs, "lr": recipe.lr, **told}
 
 

@@ -9,7 +9,8 @@ from nas.peak_memory import peak_mb
 from nas.progress import say
 from nas.pruning.job import Job, Milliseconds
 from nas.pruning.judge import judged
-from search_spaces.arch import Arch
+from nas.train.features import mean_distance
+from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 
 __all__ = ["outcome"]
@@ -35,18 +36,24 @@ def outcome(
     return {
         "target": job.table.target.name,
         "budget_ms": budget,
-        "predicted_ms": job.table.predict(found.arch.keeping(adaptive=False)).ms,
+        "predicted_ms": found.cost,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
-        "before": _figures(arch, before, memory, judged(job, job.network, "test")),
-        "after": _figures(found.arch, after, memory, judged(job, left, "test")),
+        "before": {**_figures(arch, before, memory), **_quality(job, job.network)},
+        "after": {**_figures(found.arch, after, memory), **_quality(job, left)},
         "blocks": _blocks(job, found),
     }
 
 
-def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float | None) -> dict[str, Any]:
-    return {"params": params(arch), "macs": macs(arch), **times, "peak_mb": memory[arch], "acc": acc}
+def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float]) -> dict[str, Any]:
+    return {"params": params(arch), "macs": macs(arch), **times, "peak_mb": memory[arch]}
+
+
+def _quality(job: Job, network: Network) -> dict[str, float | None]:
+    """On the test split: accuracy, or how far an encoder's features are from the dense one's."""
+    distance = mean_distance(network, job.network, job.data, "test") if job.encoder else None
+    return {"acc": judged(job, network, "test"), "distance": distance}
 
 
 def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
@@ -59,9 +66,9 @@ def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
         now = None if found.sizes.get(position, spec) is None else next(left)
         work = 0.0 if now is None else now[0].macs(now[1]) / spec.macs(state)
         ms = 0.0 if now is None else cost.block(*now) / cost.block(spec, state)
-        if 1 - ms < PAYS * (1 - work):
+        slow = work < 1 and 1 - ms < PAYS * (1 - work)
+        if slow:
             say(f"block {position}: MACs fell to {work:.0%}, milliseconds to {ms:.0%}")
-        rows.append(
-            {"block": position, "left": "" if now is None else now[0].label, "macs_share": work, "ms_share": ms}
-        )
+        left_of = "" if now is None else now[0].label
+        rows.append({"block": position, "left": left_of, "macs_share": work, "ms_share": ms, "slow": slow})
     return rows

@@ -15,6 +15,7 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
     "measured_p95_ms": ("p95", "{:.4g}"),
     "peak_mb": ("peak MB", "{:.1f}"),
     "acc": ("test accuracy", "{:.2%}"),
+    "distance": ("distance of features", "{:.3g}"),
 }
 RIVAL = ("params", "macs", "measured_ms", "acc")  # of these, what is said of a rival
 
@@ -39,19 +40,26 @@ def _figures(summary: dict[str, Any]) -> Sheet:
     rows = [
         (label, form.format(before[name]), form.format(after[name]), _change(before[name], after[name], name))
         for name, (label, form) in FIGURES.items()
-        if before[name] is not None  # encoders have no accuracy
+        if before[name] is not None  # encoders have no accuracy, and others no distance
     ]
     return Sheet("before and after", ("", "before", "after", "change"), rows)
 
 
 def _change(before: float, after: float, name: str) -> str:
-    """Accuracies differ by points; of all else the share counts."""
+    """Accuracies differ by points; of all else the share counts, unless there was nothing before."""
+    if not before:
+        return ""
     return f"{100 * (after - before):+.2f} points" if name == "acc" else f"{after / before - 1:+.1%}"
 
 
 def _blocks(summary: dict[str, Any]) -> Sheet:
     rows = [
-        (str(row["block"]), row["left"] or "left out", f"{row['macs_share']:.0%}", f"{row['ms_share']:.0%}")
+        (
+            str(row["block"]),
+            row["left"] or "left out",
+            f"{row['macs_share']:.0%}",
+            f"{row['ms_share']:.0%}" + (", hardly faster for it" if row["slow"] else ""),
+        )
         for row in summary["blocks"]
     ]
     return Sheet("what is left of each block", ("block", "left", "MACs", "milliseconds"), rows)

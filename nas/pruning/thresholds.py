@@ -1,22 +1,25 @@
-"""Numbers of patches that differ from image to image, in what is left of a network that drops tokens."""
+"""Numbers of patches that differ from image to image, in what is left of a network that drops tokens: learned, or solved for alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from compress import calibrate, counts_of, hold, thresholds_of
 from compress.prune import Pruned
 from compress.token_losses import Curve
+from nas.errors import BudgetError
+from nas.evaluate import calibration_batches
 from nas.latency import LatencyTable
 from nas.pruning.job import Job
 from nas.pruning.saved import remembered
 from nas.train.loop import Recipe
-from nas.train.thresholds import budget_of, learn_thresholds
+from nas.train.thresholds import Budget, budget_of, learn_thresholds
 from search_spaces.arch import Arch
 
-__all__ = ["learned"]
+__all__ = ["learned", "solved"]
 
 
 @dataclass(frozen=True)
@@ -39,29 +42,70 @@ class Shifted:
 def learned(job: Job, found: Pruned, recipe: Recipe, out: Path, budget: float) -> dict[str, Any] | None:
     """Train with thresholds that are held at `budget` ms on average (AS-ViT's losses), the dense network as teacher.
 
-    A table of what may be left has no rows of thresholds: what they cost is told by timing the network that has them. None
-    where the budget is held with every patch kept, so that thresholds have nothing to do.
+    None where the budget is held with every patch kept, so that thresholds have nothing to do.
 
     Raises:
-        InputError: the target runs no thresholds, or `out` holds another run.
+        InputError: `out` holds another run.
     """
-    arch = found.arch.keeping(adaptive=True)
-    job.table.target.check_runs(arch)
-
-    def extra() -> float:
-        (times,) = job.measured([arch])
-        return times["measured_ms"] - job.table.predict(found.arch).ms
-
-    prices = Shifted(job.table, remembered(out.with_name(f"{out.name}-extra.json"), extra))
-    if budget > budget_of(arch, prices).dense:
+    held = _budget(job, found.arch, out, budget)
+    if held is None:
         return None
     return learn_thresholds(
-        arch,
+        found.arch,
         job.data,
         recipe,
         out,
-        budget_of(arch, prices, budget),
+        held,
         start=dict(found.weights),
         teacher=job.teacher(temperature=1.0),
         resume=True,
     )
+
+
+def solved(job: Job, found: Pruned, out: Path, budget: float) -> tuple[Pruned, dict[str, Any]] | None:
+    """Thresholds that are held at `budget` ms on average over training images, with weights as they are; None as `learned`.
+
+    Returns:
+        What is left, its specs with the mean numbers of patches that it keeps; and `held_cost` in ms, `kept` and `thresholds`.
+    """
+    held = _budget(job, found.arch, out, budget)
+    if held is None:
+        return None
+    arch = found.arch.keeping(adaptive=True)
+    network = arch.build().eval()
+    network.load_state_dict({**network.state_dict(), **found.weights})
+    batches = calibration_batches(job.data.at(arch.image_size), job.seed, job.images)
+    calibrate(network, arch, batches)
+    cost = hold(network, arch, batches, held.curve, held.target)
+    kept = counts_of(network, batches).double().mean(0).tolist()
+    told = {
+        "held_cost": cost,
+        "kept": kept,
+        "thresholds": [float(one.detach()) for one in thresholds_of(network, arch)],
+    }
+    named = arch.keeping([max(1, round(mean)) for mean in kept])
+    return replace(found, arch=named, weights=dict(network.state_dict()), cost=cost), told
+
+
+def _budget(job: Job, left: Arch, out: Path, budget: float) -> Budget | None:
+    """The budget of what is left with thresholds, whose own cost is measured and kept beside `out`; None where it is above all patches' cost.
+
+    A table of what may be left has no rows of thresholds: what they cost is told by timing the network that has them.
+
+    Raises:
+        BudgetError: not even one patch of each image holds it.
+    """
+    arch = left.keeping(adaptive=True)
+
+    def extra() -> float:
+        (times,) = job.measured([arch])
+        return times["measured_ms"] - job.table.predict(left.keeping(adaptive=False)).ms
+
+    prices = Shifted(job.table, remembered(out.with_name(f"{out.name}-extra.json"), extra))
+    limits = budget_of(arch, prices)
+    if budget < limits.least:
+        raise BudgetError(
+            f"with thresholds what is left takes {limits.least:.4g} ms with one patch of each image, above {budget:.4g} ms; raise the "
+            "budget, or leave out --adaptive"
+        )
+    return budget_of(arch, prices, budget) if budget <= limits.dense else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import feature_distance
-from nas.data import Data
+from nas.data import Data, Split
 from nas.runs import Run
 from nas.train.loop import Objective, Recipe, fit
 from nas.train.retrain import Teacher, asked, fresh_network
@@ -63,13 +63,13 @@ def _following(teacher: Teacher, arch: Arch, recipe: Recipe) -> Objective:
 
 
 @torch.no_grad()
-def mean_distance(network: Network, other: nn.Module, data: Data) -> float:
-    """How far a network's features are from another's on search-validation, see `compress.feature_distance`; both as they are given images of the data's size."""
+def mean_distance(network: Network, other: nn.Module, data: Data, split: Split = "val") -> float:
+    """How far a network's features are from another's, see `compress.feature_distance`: the mean over a split's images, of the data's size."""
     network.eval()
     device = next(network.parameters()).device
     other.eval().to(device)
     found, seen = 0.0, 0
-    for images, _ in data.loader("val", BATCH):
+    for images, _ in data.loader(split, BATCH):
         images = images.to(device)
         own = network(resized(images, network.arch.image_size))
         found += len(images) * float(feature_distance(own, other(images)))

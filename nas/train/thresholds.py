@@ -60,6 +60,7 @@ class Budget:
     unit: str  # ms or MACs
     target: float
     dense: float  # what the network costs when it keeps all
+    least: float  # and with one patch of each image
 
     def described(self) -> dict[str, Any]:
         """What a run's config says of it."""
@@ -114,7 +115,7 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         raise InputError(
             f"network {arch.id} takes {dense:.4g} {unit} with every patch kept, less than the budget of {target:.4g}: give a smaller one"
         )
-    return Budget(curve, unit, wanted, dense)
+    return Budget(curve, unit, wanted, dense, least)
 
 
 def token_pruning(arch: Arch, recipe: Recipe, budget: Budget, teacher: Teacher | None) -> Objective:

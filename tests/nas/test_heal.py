@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from compress import feature_distance
+from compress.slicing import size_of
 from nas.evaluate import accuracy
 from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
 from nas.pruning.heal import heal, healer, usual_rate
 from nas.pruning.job import Job, job_of
+from nas.pruning.outcome import _blocks
 from nas.pruning.own_head import _best, _features, _layers, with_own_head
 from nas.runs import Run, digest, load_weights, save_weights
+from nas.target import Target
 from nas.train import loop
 from nas.train.loop import Recipe
 from nas.train.retrain import fresh_network, load_network
 from search_spaces import Arch, InputError, zoo
-from search_spaces.blocks import ClassToken, Head, TokenPrune
+from search_spaces.blocks import MB3D, ClassToken, Head, TokenPrune
 from tests.nas.pruning_toy import (
     ARCH,
     BLOCK,
@@ -144,6 +147,7 @@ def test_an_encoder_follows_the_features_of_the_dense_one(encoder: Path, tmp_pat
     )
     assert left < lost and found["training"]["val_distance"] == pytest.approx(left, rel=0.1)
     assert (tmp_path / "run" / "report.html").is_file()
+    assert found["before"]["distance"] == 0 < found["after"]["distance"] == pytest.approx(left, rel=0.3)
     with pytest.raises(InputError, match="--max-drop is of accuracy"):
         prune_network(str(encoder), "toy", tmp_path / "floor", max_drop=0.1, **HOW)
 
@@ -181,6 +185,96 @@ def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_
     assert Run.open(tmp_path / "t").config["teacher"]["weights"] == digest(job.network.state_dict())
     loose, _ = heal(job, found, tmp_path / "loose", replace(HEALING, adaptive=True), 100.0)
     assert loose.arch == arch, "a budget that all patches hold needs no thresholds"
+
+
+TOKENS = {**HOW, "parts": ("heads", "tokens")}
+
+
+@pytest.mark.parametrize("epochs", [0, 1], ids=["solved", "learned"])
+def test_thresholds_that_take_too_long_are_set_for_less(
+    epochs: int, vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.pruning.attempt.harmed", lambda job, before, after: False)
+    measured, late = Job.measured, []
+
+    def slower(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
+        times = measured(job, archs)
+        if len(archs) == 2 and archs[1] != archs[1].keeping(adaptive=False) and len(late) < 3:
+            late.append(archs[1])
+            times[1]["measured_ms"] *= 1.05
+        return times
+
+    monkeypatch.setattr(Job, "measured", slower)
+    healing = Healing(epochs, adaptive=True) if epochs == 0 else Healing(epochs, batch_size=32, adaptive=True)
+    found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=healing, **TOKENS)
+    named, run = network_named(str(tmp_path / "run")), Run.open(tmp_path / "run")
+    assert named.arch.locations and named.arch == named.arch.keeping(adaptive=True)
+    assert "over the budget of" in capsys.readouterr().err and len(late) == 3
+    assert found["training"]["held_cost"] <= found["budget_ms"] / 1.05 and found["training"]["epochs"] == epochs
+    assert found["after"]["measured_ms"] <= found["budget_ms"]
+    assert found["predicted_ms"] == pytest.approx(found["training"]["held_cost"])
+    calibrated = Run.open(tmp_path / "run" / "calibrated").weights()
+    own = {name: weight for name, weight in run.weights().items() if "threshold" not in name}
+    assert (digest(own) == digest(calibrated)) is (epochs == 0), (
+        "without training weights stay as calibration left them"
+    )
+
+
+def test_thresholds_that_do_harm_or_nothing_are_left_out(
+    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch("nas.pruning.attempt.harmed", return_value=True):
+        found = prune_network(str(vit), "toy", tmp_path / "harm", speedup=1.6, healing=Healing(adaptive=True), **TOKENS)
+    assert found["training"]["used"] is False and "thresholds make it worse" in capsys.readouterr().err
+    assert Run.open(tmp_path / "harm").arch() == Run.open(tmp_path / "harm" / "calibrated").arch()
+    with patch("nas.pruning.heal.solved", return_value=None):
+        found = prune_network(
+            str(vit), "toy", tmp_path / "nothing", speedup=1.6, healing=Healing(adaptive=True), **TOKENS
+        )
+    assert found["training"] is None and "nothing for thresholds to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "parts", "message"),
+    [
+        ("cpu-ort-int8-b1-t1", (*PARTS, "tokens"), "would keep other numbers of patches in int8"),
+        ("cpu-ort-fp32-b8-t1", (*PARTS, "tokens"), "takes images one by one"),
+        (
+            "cpu-ort-fp32-b1-t1",
+            ("heads", "merging"),
+            "--adaptive is of patches that are dropped; add tokens to --parts",
+        ),
+    ],
+)
+def test_thresholds_where_none_can_be_are_refused_before_anything_is_done(
+    target: str, parts: tuple[str, ...], message: str, vit: Path, tmp_path: Path
+) -> None:
+    how = {**HOW, "target": target, "parts": parts, "healing": Healing(adaptive=True)}
+    with priced(Prices(Target.parse(target))), pytest.raises(InputError, match=message):
+        prune_network(str(vit), "toy", tmp_path / "run", speedup=2, **how)
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_is_refused(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="nas prune is of one process"):
+        prune_network(str(vit), "toy", tmp_path / "run", speedup=2, **HOW)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_block_whose_time_does_not_follow_its_macs_is_named(
+    vit: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ARCH.blocks[3]
+    assert isinstance(spec, MB3D)
+    fewer = replace(spec, ratio=spec.ratio / 2)
+    arch = replace(ARCH, blocks=(*ARCH.blocks[:3], fewer, *ARCH.blocks[4:]))
+    found = replace(job.dense(), arch=arch, sizes={3: size_of(fewer, 32)})
+    assert [row["slow"] for row in _blocks(job, found)] == [False] * 3
+    with patch.object(Prices, "block_ms", lambda self, spec, state: 1.0):
+        rows = _blocks(job, found)
+    assert [row["slow"] for row in rows] == [True, False, False] and rows[0]["macs_share"] < 1 == rows[0]["ms_share"]
+    assert capsys.readouterr().err.count("MACs fell to") == 1
 
 
 def test_rivals_are_trained_as_the_result_is(job: Job, tmp_path: Path) -> None:
@@ -272,7 +366,6 @@ def test_a_training_that_cannot_be_is_refused_before_anything_is_done(
     [
         ({"epochs": -1}, "--train-epochs must be at least 0"),
         ({"lr": 1e-3}, "--lr is of the training; add --train-epochs N"),
-        ({"adaptive": True}, "--adaptive is of the training; add --train-epochs N"),
         ({"batch_size": 8}, "--batch-size is of the training; add --train-epochs N"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compress import calibrate
-from compress.prune import Pruned
+from compress.prune import BudgetTooSmall, Pruned
 from nas.errors import BudgetError
 from nas.pruning.choice import SPARE, TRIES, within
 from nas.pruning.files import Delivered, Files, retimed
@@ -118,12 +118,15 @@ def test_reports_are_of_finished_runs_that_have_one(tmp_path: Path) -> None:
             report_run(tmp_path / kind)
 
 
+OTHER = replace(ARCH, image_size=2 * ARCH.image_size)
+
+
 def choosing(times: list[float], budget: float) -> tuple[list[float], float | None]:
     """The limits that were asked for, and what the file of the network that was chosen takes; `times` are those of the files."""
     limits: list[float] = []
     left = iter(times)
 
-    def cut(limit: float, frame: Frame | None) -> Pruned:
+    def cut(limit: float, frame: Frame | None = None) -> Pruned:
         assert frame == (whole_frame(ARCH) if limits else None), "another try is of the same frame"
         limits.append(limit)
         return Pruned(ARCH, {}, limit, 1.0, 0.0, {}, whole_frame(ARCH))
@@ -132,7 +135,9 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
         return [{"measured_ms": 2 * budget}, {"measured_ms": 0.9 * budget}]
 
     job: Any = SimpleNamespace(
-        prunable=lambda: SimpleNamespace(within=cut), measured=measured, named=SimpleNamespace(arch=ARCH)
+        prunable=lambda: SimpleNamespace(within=cut, offers=[SimpleNamespace(cheapest=3.0)]),
+        measured=measured,
+        named=SimpleNamespace(arch=OTHER),
     )
     files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
     return limits, within(job, budget, files)[3].ms
@@ -141,8 +146,35 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
 def test_a_file_over_the_budget_is_replaced() -> None:
     limits, ms = choosing([12.0, 8.0, 7.0], 10.0)
     assert ms == 8.0 and limits == pytest.approx([10.0, 10.0 * SPARE * 10 / 12])
-    with pytest.raises(BudgetError, match="takes 12 ms, above 10 ms"):
+    with pytest.raises(BudgetError, match=r"takes 12 ms, above 10 ms, and the cheapest network .* to take 3 ms"):
         choosing([12.0] * TRIES, 10.0)
+
+
+@pytest.mark.parametrize(
+    "dense", [False, True], ids=["a frame that has no more", "the dense network, which was mispriced"]
+)
+def test_another_frame_is_tried_where_one_cannot_hold_the_budget(
+    dense: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Frame | None] = []
+
+    def cut(limit: float, frame: Frame | None = None) -> Pruned:
+        asked.append(frame)
+        if frame is not None:
+            raise BudgetTooSmall(limit, 9.9)
+        arch = ARCH if len(asked) == 1 else OTHER
+        return Pruned(arch, {}, limit, 1.0, 0.0, {}, whole_frame(arch))
+
+    def measured(archs: list[Arch]) -> list[dict[str, float]]:
+        return [{"measured_ms": 20.0}, {"measured_ms": 11.0 if archs[1] == ARCH else 9.0}]
+
+    prunable = SimpleNamespace(within=cut, offers=[SimpleNamespace(cheapest=9.9), SimpleNamespace(cheapest=3.0)])
+    named = SimpleNamespace(arch=ARCH if dense else replace(ARCH, image_size=4 * ARCH.image_size))
+    job: Any = SimpleNamespace(prunable=lambda: prunable, measured=measured, named=named)
+    files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), 9.0))
+    assert within(job, 10.0, files)[0].arch == OTHER
+    assert asked == ([None, None] if dense else [None, whole_frame(ARCH), None])
+    assert ("trying all others" in capsys.readouterr().err) is not dense
 
 
 @pytest.mark.parametrize("name", ["cpu-eager-fp32-b2-t1", "cpu-ort-int8-b2-t1"])
