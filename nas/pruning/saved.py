@@ -34,7 +34,7 @@ def saved(
             return found, times
         told = run.summary
     sizes = {int(position): None if size is None else BlockSize(**size) for position, size in told["sizes"].items()}
-    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"]))})
+    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"])), "plan": ()})
     found = Pruned(run.arch(), run.weights(), told["cost"], told["dense_cost"], told["divergence"], sizes, frame)
     return found, told["times"]
 
