@@ -24,7 +24,18 @@ from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, whole_fr
 from search_spaces.spaces.remains import check_plain
 from search_spaces.states import State
 
-__all__ = ["PARTS", "BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "check_parts", "prepare", "prune"]
+__all__ = [
+    "PARTS",
+    "BudgetTooSmall",
+    "Cost",
+    "Macs",
+    "Prunable",
+    "Pruned",
+    "Surrogate",
+    "check_parts",
+    "prepare",
+    "prune",
+]
 
 BALANCES = (0.5, 2.0)  # times what neurons are said to lose against attention, in further candidates of the best frame
 IMAGES = 256  # that the candidates are compared on at most
@@ -56,6 +67,17 @@ class Macs:
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """What the sum of losses, by which sizes were chosen, said of a network."""
+
+    promised: (
+        float  # what the chosen frame loses with its optimum: the least of its sizes, before runs corrected the sum
+    )
+    scale: float  # what runs corrected blocks' losses by
+    runs: int  # frames whose optimum was run
+
+
+@dataclass(frozen=True)
 class Pruned:
     """What is left of a network."""
 
@@ -66,6 +88,7 @@ class Pruned:
     divergence: float  # mean Kullback-Leibler divergence from the dense network's class probabilities, on the images
     sizes: Sizes
     frame: Frame
+    surrogate: Surrogate | None = None  # None where nothing was to be chosen
 
 
 def prune(
@@ -192,18 +215,23 @@ class Prunable:
             self.progress(f"the network costs {dense_cost:.6g}, within the budget of {budget:.6g}: it stays as it is")
             return Pruned(dense.arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {}, whole_frame(dense.arch))
         offers = [one for one in self.offers if frame in (None, one.frame)]
-        trials = self._trials(offers, budget)
+        trials, scale = self._trials(offers, budget)
         if not trials:
             raise BudgetTooSmall(budget, min(one.cheapest for one in offers))
         best = min(trials, key=lambda one: one.divergence)
         self.progress(f"networks of {best.offer.frame.label}")
+        surrogate = Surrogate(best.offer.promised(best.sizes), scale, len(trials))
         sizes, arch, weights = self._best(best, budget)
         weights = self._repaired(best.offer.frame, sizes, arch, weights)
         divergence = dense.divergence(arch, weights)
-        return Pruned(arch, weights, self.cost.total(arch), dense_cost, divergence, sizes, best.offer.frame)
+        cost = self.cost.total(arch)
+        return Pruned(arch, weights, cost, dense_cost, divergence, sizes, best.offer.frame, surrogate)
 
-    def _trials(self, offers: Sequence[Offer], budget: float) -> list[_Trial]:
-        """The most promising frames' optima, run one after the other, until no other promises to lose less than the best."""
+    def _trials(self, offers: Sequence[Offer], budget: float) -> tuple[list[_Trial], float]:
+        """The most promising frames' optima, run one after the other, until no other promises to lose less than the best.
+
+        With it what these runs correct blocks' losses by.
+        """
         bounds = {one.frame: one.bound(budget) for one in offers}
         left = {one.frame: one for one in offers if math.isfinite(bounds[one.frame])}
         trials: list[_Trial] = []
@@ -224,7 +252,7 @@ class Prunable:
                 (one.divergence - one.offer.loss) / bounds[one.offer.frame] for one in trials if bounds[one.offer.frame]
             ]
             scale = min(MOST, max(LEAST, median(told))) if told else 1.0
-        return trials
+        return trials, scale
 
     def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor]]:
         """Of a frame, the optimum with neurons weighted in several ways, and statistics of the frame's own or of the dense network."""

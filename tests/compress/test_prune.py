@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.dense import examined
 from compress.prune import PARTS, BudgetTooSmall, Macs, prepare, prune
+from compress.sensitivity import block_losses
 from compress.slicing import BlockSize
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position
@@ -80,6 +81,22 @@ def test_less_is_lost_than_by_cutting_all_blocks_alike() -> None:
     alike = dense.shrunk({3: size, 4: size}, dense.framed(whole_frame(model.arch)))
     found = prune(model, Macs(), Macs().total(alike[0]), DATA)
     assert found.cost <= Macs().total(alike[0]) and found.divergence < dense.divergence(*alike)
+
+
+def test_what_the_sum_of_losses_promised_is_told() -> None:
+    """That of the chosen frame's optimum, which no choice of a bound falls below."""
+    prunable = prepare(network(), Macs(), DATA)
+    found = prunable.within(0.6 * DENSE)
+    told, chosen = found.surrogate, next(one for one in prunable.offers if one.frame == found.frame)
+    sizes, losses = chosen.solved(0.6 * DENSE), block_losses(prunable.dense, PARTS, lambda what: None)
+    assert told is not None and sizes is not None
+    lost = [
+        losses[place].without if size is None else losses[place].attention(size) + losses[place].hidden(size.hidden)
+        for place, size in sizes.items()
+    ]
+    assert told.promised == pytest.approx(chosen.loss + sum(lost)) and 0.25 <= told.scale <= 4 and 1 <= told.runs <= 8
+    assert chosen.loss + chosen.bound(0.6 * DENSE) <= told.promised * (1 + 1e-9)
+    assert prunable.within(DENSE).surrogate is None
 
 
 def test_encoders_are_compared_by_their_features() -> None:
