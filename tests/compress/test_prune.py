@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,18 @@ from compress.dense import examined
 from compress.prune import PARTS, BudgetTooSmall, Macs, prepare, prune
 from compress.sensitivity import block_losses
 from compress.slicing import BlockSize
+from nas.latency import LatencyTable
+from nas.pruning import Milliseconds
+from nas.table_file import RowTime
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 from search_spaces.spaces.frames import whole_frame
+from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
 from tests.compress.test_slicing import HIDDEN, images, network
+from tests.nas.test_latency import content
 from tests.nas.toy import toy_space
 
 DATA = [images(0), images(1)]
@@ -97,6 +104,19 @@ def test_what_the_sum_of_losses_promised_is_told() -> None:
     assert told.promised == pytest.approx(chosen.loss + sum(lost)) and 0.25 <= told.scale <= 4 and 1 <= told.runs <= 8
     assert chosen.loss + chosen.bound(0.6 * DENSE) <= told.promised * (1 + 1e-9)
     assert prunable.within(DENSE).surrogate is None
+
+
+def test_a_table_of_milliseconds_is_a_cost() -> None:
+    """Of invented times, interpolated between the numbers of patches that it has; the budget holds by its prediction."""
+    model, remains = network(), Remains(network().arch, PARTS)
+    times = {row.key: 0.01 + 1e-6 * row.positions * sum(size for _, size in row.dims) ** 1.5 for row in remains.rows}
+    rows = {key: RowTime(ms, ms, ms, ms, 0.0, 20) for key, ms in times.items()}
+    table = LatencyTable(content(rows=rows, space=remains.name, classes=(5,)), Path("invented"))
+    dense = table.predict(model.arch).ms
+    for share in (0.8, 0.65):
+        found = prune(model, cost=Milliseconds(table), budget=share * dense, data=DATA, images=32)
+        assert 0.5 * share * dense < found.cost == table.predict(found.arch).ms <= share * dense
+        assert scores(found.arch, found.weights, resized(images(5), found.arch.image_size)).shape == (32, 5)
 
 
 def test_encoders_are_compared_by_their_features() -> None:
