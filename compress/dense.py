@@ -1,7 +1,8 @@
 """A trained ViT before anything is removed, what some images tell of it, and the same network in other frames."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +161,7 @@ def _inputs(network: Network, images: Tensor) -> dict[int, Tensor]:
 def examined(
     arch: Arch,
     weights: Mapping[str, Tensor],
-    batches: Sequence[Tensor],
+    batches: Iterable[Tensor],
     count: int,
     parts: Collection[str],
     progress: Callable[[str], None] = lambda what: None,
@@ -170,22 +171,25 @@ def examined(
     Args:
         arch: a dense ViT.
         weights: of it.
-        batches: of images (B, channels, H, W).
-        count: of the images that networks are compared on.
+        batches: of images (B, channels, H, W), all of which tell moments; they are gone through once.
+        count: of the images that networks are compared on, the first, which stay in memory.
         parts: of `search_spaces.spaces.frames.PARTS`, what may be made smaller.
         progress: is told what is done next.
 
     Raises:
         InputError: the scores are not finite.
     """
-    network = network_of(arch, weights)
-    images = torch.cat(list(batches))[:count]
+    network, left = network_of(arch, weights), iter(batches)
+    first: list[Tensor] = []
+    while sum(map(len, first)) < count and (batch := next(left, None)) is not None:
+        first.append(batch)
+    images = torch.cat(first)[:count]
     progress("scores of the images")
     scores = _scores(network, images)
     if not torch.isfinite(scores).all():
         raise InputError("the network's scores on these images are not finite; check how they are normalised")
     progress("statistics")
-    moments = collect(network, batches)
+    moments = collect(network, chain(first, left))
     plans = plans_of(arch, weights, moments)
     narrow = sorted({frame.width for frame in frames(arch, parts)} - {whole_frame(arch).width})
     progress("narrower embeddings")

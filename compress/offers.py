@@ -72,6 +72,19 @@ class Offer:
             found[position] = None if gone else replace(sizes[attention or 0], hidden=counts[neurons or 0])
         return found
 
+    def promised(self, sizes: Sizes) -> float:
+        """What the frame with these of its sizes loses, of the surrogate."""
+        lost = self.loss
+        for number, (position, (forms, counts)) in enumerate(self.sizes.items()):
+            size = sizes[position]
+            if size is None:
+                lost += self.without[position]
+                continue
+            attention, neurons = self.groups[2 * number], self.groups[2 * number + 1]
+            form = next(place for place, one in enumerate(forms) if replace(one, hidden=size.hidden) == size)
+            lost += float(attention.losses[form] + neurons.losses[counts.index(size.hidden)])
+        return lost
+
 
 def offer(
     dense: Dense, losses: Mapping[int, BlockLoss], frame: Frame, loss: float, cost: Cost, parts: Collection[str]

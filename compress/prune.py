@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.adapters import from_module
+from compress.calibration import taken
 from compress.dense import FEW, Dense, Framed, Sizes, Statistics, examined, network_of, plans_of
 from compress.offers import Cost, Offer, offer
 from compress.repair import repair
@@ -23,10 +24,22 @@ from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, whole_fr
 from search_spaces.spaces.remains import check_plain
 from search_spaces.states import State
 
-__all__ = ["PARTS", "BudgetTooSmall", "Cost", "Macs", "Prunable", "Pruned", "check_parts", "prepare", "prune"]
+__all__ = [
+    "PARTS",
+    "BudgetTooSmall",
+    "Cost",
+    "Macs",
+    "Prunable",
+    "Pruned",
+    "Surrogate",
+    "check_parts",
+    "prepare",
+    "prune",
+]
 
 BALANCES = (0.5, 2.0)  # times what neurons are said to lose against attention, in further candidates of the best frame
 IMAGES = 256  # that the candidates are compared on at most
+MOMENTS = 4096  # images that tell moments, so that a loader of a million ends
 RUNS = 8  # frames that are run at most
 HELD_OUT = 4  # of so many images one tells how strong repairs may be
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # that they are tried with: the larger, the less weights change
@@ -54,6 +67,17 @@ class Macs:
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """What the sum of losses, by which sizes were chosen, said of a network."""
+
+    promised: (
+        float  # what the chosen frame loses with its optimum: the least of its sizes, before runs corrected the sum
+    )
+    scale: float  # what runs corrected blocks' losses by
+    runs: int  # frames whose optimum was run
+
+
+@dataclass(frozen=True)
 class Pruned:
     """What is left of a network."""
 
@@ -64,6 +88,7 @@ class Pruned:
     divergence: float  # mean Kullback-Leibler divergence from the dense network's class probabilities, on the images
     sizes: Sizes
     frame: Frame
+    surrogate: Surrogate | None = None  # None where nothing was to be chosen
 
 
 def prune(
@@ -73,6 +98,7 @@ def prune(
     data: Iterable[Any],
     *,
     images: int = IMAGES,
+    moments: int = MOMENTS,
     parts: Collection[str] = PARTS,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Pruned:
@@ -88,15 +114,22 @@ def prune(
         cost: of blocks and networks.
         budget: in its unit.
         data: batches of images (B, channels, H, W), normalised as the model wants them, or tuples that begin with them; no labels.
-        images: how many of them candidates are compared on at most; moments are of all.
+        images: how many of them candidates are compared on at most.
+        moments: how many of them tell moments. Batches are taken one after the other until they hold so many, or `images` where that is
+            more, and no further: those that candidates are compared on stay in memory, the others do not.
         parts: what may be made smaller, of `PARTS`.
         progress: is told what is done next.
 
     Raises:
-        InputError: no plain ViT, no images or other sizes of them, or weights or scores that are not finite.
+        InputError: no plain ViT; no images, or such as are of other sizes, not in floating point or not finite; weights or scores that
+            are not finite; or `images` or `budget` is no number of them.
         BudgetTooSmall: no choice fits.
     """
-    return prepare(model, cost, data, images=images, parts=parts, progress=progress).within(budget)
+    _check_budget(budget)
+    found = prepare(model, cost, data, images=images, moments=moments, parts=parts, progress=progress)
+    if found.idle:
+        progress(f"frames left out, as with whole blocks they cost no less than the dense network: {len(found.idle)}")
+    return found.within(budget)
 
 
 def prepare(
@@ -105,6 +138,7 @@ def prepare(
     data: Iterable[Any],
     *,
     images: int = IMAGES,
+    moments: int = MOMENTS,
     parts: Collection[str] = PARTS,
     progress: Callable[[str], None] = lambda what: None,
 ) -> "Prunable":
@@ -119,12 +153,9 @@ def prepare(
         check_plain(arch)
     except ValueError as error:
         raise InputError(f"this network cannot be pruned: {error}") from error
-    batches = [batch if isinstance(batch, Tensor) else batch[0] for batch in data]
-    wanted = (arch.channels, arch.image_size, arch.image_size)
-    if not batches or any(tuple(batch.shape[1:]) != wanted for batch in batches):
-        found = f"{tuple(batches[0].shape)}" if batches else "none"
-        raise InputError(f"calibration needs batches of images (B, {', '.join(map(str, wanted))}), got {found}")
-    dense = examined(arch, weights, batches, images, parts, progress)
+    if images < 1:
+        raise InputError(f"images must be at least 1, got {images}")
+    dense = examined(arch, weights, taken(data, arch, max(images, moments)), images, parts, progress)
     losses = block_losses(dense, parts, progress)
     offers = [
         offer(dense, losses, frame, loss, cost, parts) for frame, loss in frame_losses(dense, parts, progress).items()
@@ -144,6 +175,11 @@ def check_parts(parts: Collection[str]) -> tuple[str, ...]:
     if unknown or not parts:
         raise InputError(f"parts to make smaller are {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}")
     return tuple(parts)
+
+
+def _check_budget(budget: float) -> None:
+    if math.isnan(budget):
+        raise InputError(f"a budget must be a number, in the unit of the cost, got {budget}")
 
 
 @dataclass(frozen=True)
@@ -169,25 +205,33 @@ class Prunable:
         """The network of least divergence that costs at most `budget`, of all frames or of one.
 
         Raises:
+            InputError: the budget is NaN.
             BudgetTooSmall: no choice fits.
         """
+        _check_budget(budget)
         dense = self.dense
         dense_cost = self.cost.total(dense.arch)
         if budget >= dense_cost:
+            self.progress(f"the network costs {dense_cost:.6g}, within the budget of {budget:.6g}: it stays as it is")
             return Pruned(dense.arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {}, whole_frame(dense.arch))
         offers = [one for one in self.offers if frame in (None, one.frame)]
-        trials = self._trials(offers, budget)
+        trials, scale = self._trials(offers, budget)
         if not trials:
             raise BudgetTooSmall(budget, min(one.cheapest for one in offers))
         best = min(trials, key=lambda one: one.divergence)
         self.progress(f"networks of {best.offer.frame.label}")
+        surrogate = Surrogate(best.offer.promised(best.sizes), scale, len(trials))
         sizes, arch, weights = self._best(best, budget)
         weights = self._repaired(best.offer.frame, sizes, arch, weights)
         divergence = dense.divergence(arch, weights)
-        return Pruned(arch, weights, self.cost.total(arch), dense_cost, divergence, sizes, best.offer.frame)
+        cost = self.cost.total(arch)
+        return Pruned(arch, weights, cost, dense_cost, divergence, sizes, best.offer.frame, surrogate)
 
-    def _trials(self, offers: Sequence[Offer], budget: float) -> list[_Trial]:
-        """The most promising frames' optima, run one after the other, until no other promises to lose less than the best."""
+    def _trials(self, offers: Sequence[Offer], budget: float) -> tuple[list[_Trial], float]:
+        """The most promising frames' optima, run one after the other, until no other promises to lose less than the best.
+
+        With it what these runs correct blocks' losses by.
+        """
         bounds = {one.frame: one.bound(budget) for one in offers}
         left = {one.frame: one for one in offers if math.isfinite(bounds[one.frame])}
         trials: list[_Trial] = []
@@ -208,7 +252,7 @@ class Prunable:
                 (one.divergence - one.offer.loss) / bounds[one.offer.frame] for one in trials if bounds[one.offer.frame]
             ]
             scale = min(MOST, max(LEAST, median(told))) if told else 1.0
-        return trials
+        return trials, scale
 
     def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor]]:
         """Of a frame, the optimum with neurons weighted in several ways, and statistics of the frame's own or of the dense network."""

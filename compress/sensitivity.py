@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from compress.dense import FEW, Dense
 from compress.slicing import BlockSize, Plan, size_of
 from search_spaces.blocks import MB3D
-from search_spaces.spaces.frames import Frame, attention_blocks, frames, whole_frame
+from search_spaces.spaces.frames import Frame, at_side, attention_blocks, frames, whole_frame
 from search_spaces.spaces.remains import Sizes, sizes_in
 from search_spaces.states import Tokens
 
@@ -78,7 +78,10 @@ def _block_loss(dense: Dense, position: int, whole: BlockSize, sizes: Sizes, wit
 
 
 def frame_losses(dense: Dense, parts: Collection[str], progress: Callable[[str], None]) -> dict[Frame, float]:
-    """Of each frame with whole blocks: what its image size, its width and its dropping of patches lose, each run alone, together."""
+    """Of each frame with whole blocks: what its image size, its width and its dropping of patches lose, each run alone, together.
+
+    A plan is run on images of the dense network's size, or in the frame's own where those cannot have it.
+    """
     whole = whole_frame(dense.arch)
     found = {whole: 0.0}
 
@@ -89,9 +92,12 @@ def frame_losses(dense: Dense, parts: Collection[str], progress: Callable[[str],
             found[frame] = dense.divergence(framed.arch, framed.weights, first=FEW)
         return found[frame]
 
-    every = frames(dense.arch, parts)
-    plans = {frame.plan: frame for frame in every if (frame.side, frame.width) == (whole.side, whole.width)}
-    return {
-        frame: alone(Frame(frame.side, whole.width)) + alone(Frame(whole.side, frame.width)) + alone(plans[frame.plan])
-        for frame in every
-    }
+    def together(frame: Frame) -> float:
+        width = alone(Frame(whole.side, frame.width))
+        wide = replace(frame, width=whole.width)
+        large = at_side(dense.arch, wide, whole.side)
+        if large is None:  # the plan merges what it can on smaller images alone: its loss there is with their size's
+            return alone(wide) + width
+        return alone(Frame(frame.side, whole.width)) + width + alone(large)
+
+    return {frame: together(frame) for frame in frames(dense.arch, parts)}

@@ -1,5 +1,6 @@
 """What pruning came to: figures before and after, and block by block."""
 
+from dataclasses import asdict
 from typing import Any
 
 from compress.dense import network_of
@@ -40,6 +41,7 @@ def outcome(
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
+        "surrogate": found.surrogate and asdict(found.surrogate),
         "before": {**_figures(arch, before, memory), **_quality(job, job.network)},
         "after": {**_figures(found.arch, after, memory), **_quality(job, left)},
         "blocks": _blocks(job, found),

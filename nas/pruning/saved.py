@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compress.prune import Pruned
+from compress.prune import Pruned, Surrogate
 from compress.slicing import BlockSize
 from nas.files import read_json, write_json
 from nas.runs import Run
@@ -34,8 +34,10 @@ def saved(
             return found, times
         told = run.summary
     sizes = {int(position): None if size is None else BlockSize(**size) for position, size in told["sizes"].items()}
-    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"]))})
-    found = Pruned(run.arch(), run.weights(), told["cost"], told["dense_cost"], told["divergence"], sizes, frame)
+    frame = Frame(**{**told["frame"], "keeps": tuple(map(tuple, told["frame"]["keeps"])), "plan": ()})
+    surrogate = Surrogate(**told["surrogate"]) if told.get("surrogate") else None  # older runs say nothing of it
+    figures = told["cost"], told["dense_cost"], told["divergence"]
+    found = Pruned(run.arch(), run.weights(), *figures, sizes, frame, surrogate)
     return found, told["times"]
 
 
@@ -46,6 +48,7 @@ def _described(found: Pruned) -> dict[str, Any]:
         "divergence": found.divergence,
         "sizes": sizes,
         "frame": asdict(found.frame),
+        "surrogate": found.surrogate and asdict(found.surrogate),
     }
 
 

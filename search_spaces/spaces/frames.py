@@ -8,7 +8,18 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, TokenPrune
 from search_spaces.states import Tokens
 
-__all__ = ["PARTS", "Frame", "Keeps", "attention_blocks", "frames", "in_frame", "narrowable", "whole_frame"]
+__all__ = [
+    "PARTS",
+    "Frame",
+    "Keeps",
+    "Plan",
+    "at_side",
+    "attention_blocks",
+    "frames",
+    "in_frame",
+    "narrowable",
+    "whole_frame",
+]
 
 PARTS = ("heads", "queries", "values", "neurons", "blocks", "tokens", "fusing", "merging", "width", "resolution")
 """What may be made smaller: patches by dropping some (tokens), by fusing or by merging them."""
@@ -24,6 +35,9 @@ LAST = (0.7, 0.5, 0.3)  # of the patches, left in the end where as many are merg
 Keeps = tuple[tuple[int, int], ...]
 """Numbers of blocks, ascending, from 1, and the patches that are left before each."""
 
+Plan = tuple[tuple[int, float], ...]
+"""The same by shares of an image's patches, which is alike on images of all sizes."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -33,7 +47,7 @@ class Frame:
     width: int  # channels of a token
     keeps: Keeps = ()
     rest: str = "dropped"  # what becomes of the others, see `TokenPrune`
-    plan: int = field(default=0, compare=False)  # the way of leaving fewer patches, alike on images of all sizes
+    plan: Plan = field(default=(), compare=False)  # that `keeps` are of, where it is one of `frames`
 
     @property
     def label(self) -> str:
@@ -95,36 +109,29 @@ def _widths(arch: Arch) -> list[int]:
     return list(dict.fromkeys([width, *(max(GRID, GRID * round(width * share / GRID)) for share in WIDTHS[1:])]))
 
 
-def _plans(arch: Arch, patches: int, parts: Collection[str], narrower: bool) -> list[tuple[Keeps, str]]:
+def _plans(arch: Arch, parts: Collection[str], narrower: bool) -> list[tuple[Plan, str]]:
     """Ways of leaving fewer patches, and what becomes of the others: nothing first; in a narrower network they are dropped alone."""
     blocks = len(attention_blocks(arch))
     places = sorted({round(blocks * share) for share in THIRDS} & {*range(1, blocks)})
     if not places:
         return [((), "dropped")]
     every = range(1, blocks)
-    once = [((places[0], _some(patches, share)),) for share in ONCE]
-    thrice = [_along(places, [_some(patches, share**k) for k in range(1, len(places) + 1)]) for share in THRICE]
-    steps = [_along(every, [_some(patches, 1 - (1 - share) * k / len(every)) for k in every]) for share in LAST]
+    once: list[Plan] = [((places[0], share),) for share in ONCE]
+    thrice: list[Plan] = [tuple((place, share**k) for k, place in enumerate(places, 1)) for share in THRICE]
+    steps: list[Plan] = [tuple((k, 1 - (1 - share) * k / len(every)) for k in every) for share in LAST]
     # What is fused or merged has no place, which a bias would need.
     placed = narrower or any(spec.bias for spec in arch.blocks if isinstance(spec, MB3D))
-    found: list[tuple[Keeps, str]] = [((), "dropped")]
-    found += [(keeps, "dropped") for keeps in (*once, *thrice) if "tokens" in parts]
-    found += [(keeps, "fused") for keeps in (*once, *thrice) if "fusing" in parts and not placed]
-    merged = [keeps for keeps in (*thrice, *steps) if _halves(keeps, patches)]
-    return found + [(keeps, "merged") for keeps in merged if "merging" in parts and not placed]
+    found: list[tuple[Plan, str]] = [((), "dropped")]
+    found += [(plan, "dropped") for plan in (*once, *thrice) if "tokens" in parts]
+    found += [(plan, "fused") for plan in (*once, *thrice) if "fusing" in parts and not placed]
+    return found + [(plan, "merged") for plan in (*thrice, *steps) if "merging" in parts and not placed]
 
 
-def _some(patches: int, share: float) -> int:
-    return max(1, round(patches * share))
-
-
-def _along(places: Sequence[int], counts: Sequence[int]) -> Keeps:
+def _kept(plan: Plan, patches: int) -> Keeps:
     """Numbers of patches left before blocks, without those where none goes."""
-    return tuple(
-        (place, count)
-        for place, count, before in zip(places, counts, [0, *counts[:-1]], strict=True)
-        if count != before
-    )
+    counts = [max(1, round(patches * share)) for _, share in plan]
+    steps = zip(plan, pairwise([0, *counts]), strict=True)
+    return tuple((place, count) for (place, _), (before, count) in steps if count != before)
 
 
 def _halves(keeps: Keeps, patches: int) -> bool:
@@ -136,12 +143,20 @@ def frames(arch: Arch, parts: Collection[str] = PARTS) -> list[Frame]:
     """The frames that a dense ViT may be put in, its own first; those without what is not in `parts`."""
     whole = whole_frame(arch)
     widths = _widths(arch) if "width" in parts and narrowable(arch) else [whole.width]
-    found = []
+    found: list[Frame | None] = []
     for side, width in product(_sides(arch) if "resolution" in parts else [whole.side], widths):
-        patches = _embedding(arch.at(side)).patches
-        plans = _plans(arch, patches, parts, width < whole.width)
-        found += [Frame(side, width, keeps, rest, plan) for plan, (keeps, rest) in enumerate(plans)]
-    return list(dict.fromkeys(found))
+        plans = _plans(arch, parts, width < whole.width)
+        found += [at_side(arch, Frame(whole.side, width, rest=rest, plan=plan), side) for plan, rest in plans]
+    return list(dict.fromkeys(frame for frame in found if frame is not None))
+
+
+def at_side(arch: Arch, frame: Frame, side: int) -> Frame | None:
+    """The frame of a plan at another image size; None where more patches would go at a place than can be merged there."""
+    patches = _embedding(arch.at(side)).patches
+    keeps = _kept(frame.plan, patches)
+    if frame.rest == "merged" and not _halves(keeps, patches):
+        return None
+    return replace(frame, side=side, keeps=keeps)
 
 
 def in_frame(arch: Arch, frame: Frame, blocks: Sequence[MB3D] | None = None) -> Arch:

@@ -1,6 +1,10 @@
 """Pruning a ViT by a few images: budgets hold, little is lost, and bad input is named."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from compress.dense import examined
-from compress.prune import PARTS, BudgetTooSmall, Macs, prune
+from compress.prune import PARTS, BudgetTooSmall, Macs, prepare, prune
+from compress.sensitivity import block_losses
 from compress.slicing import BlockSize
+from nas.latency import LatencyTable
+from nas.pruning import Milliseconds
+from nas.table_file import RowTime
 from search_spaces.arch import Arch, Network
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
+from search_spaces.resize import resized
 from search_spaces.spaces.frames import whole_frame
+from search_spaces.spaces.remains import Remains
+from search_spaces.states import State
 from tests.compress.test_slicing import HIDDEN, images, network
+from tests.nas.test_latency import content
 from tests.nas.toy import toy_space
 
 DATA = [images(0), images(1)]
@@ -78,6 +90,35 @@ def test_less_is_lost_than_by_cutting_all_blocks_alike() -> None:
     assert found.cost <= Macs().total(alike[0]) and found.divergence < dense.divergence(*alike)
 
 
+def test_what_the_sum_of_losses_promised_is_told() -> None:
+    """That of the chosen frame's optimum, which no choice of a bound falls below."""
+    prunable = prepare(network(), Macs(), DATA)
+    found = prunable.within(0.6 * DENSE)
+    told, chosen = found.surrogate, next(one for one in prunable.offers if one.frame == found.frame)
+    sizes, losses = chosen.solved(0.6 * DENSE), block_losses(prunable.dense, PARTS, lambda what: None)
+    assert told is not None and sizes is not None
+    lost = [
+        losses[place].without if size is None else losses[place].attention(size) + losses[place].hidden(size.hidden)
+        for place, size in sizes.items()
+    ]
+    assert told.promised == pytest.approx(chosen.loss + sum(lost)) and 0.25 <= told.scale <= 4 and 1 <= told.runs <= 8
+    assert chosen.loss + chosen.bound(0.6 * DENSE) <= told.promised * (1 + 1e-9)
+    assert prunable.within(DENSE).surrogate is None
+
+
+def test_a_table_of_milliseconds_is_a_cost() -> None:
+    """Of invented times, interpolated between the numbers of patches that it has; the budget holds by its prediction."""
+    model, remains = network(), Remains(network().arch, PARTS)
+    times = {row.key: 0.01 + 1e-6 * row.positions * sum(size for _, size in row.dims) ** 1.5 for row in remains.rows}
+    rows = {key: RowTime(ms, ms, ms, ms, 0.0, 20) for key, ms in times.items()}
+    table = LatencyTable(content(rows=rows, space=remains.name, classes=(5,)), Path("invented"))
+    dense = table.predict(model.arch).ms
+    for share in (0.8, 0.65):
+        found = prune(model, cost=Milliseconds(table), budget=share * dense, data=DATA, images=32)
+        assert 0.5 * share * dense < found.cost == table.predict(found.arch).ms <= share * dense
+        assert scores(found.arch, found.weights, resized(images(5), found.arch.image_size)).shape == (32, 5)
+
+
 def test_encoders_are_compared_by_their_features() -> None:
     block = MB3D(3, 8, 8, 1.5, residual="plain", bias=False)
     torch.manual_seed(0)
@@ -102,3 +143,58 @@ def test_what_cannot_be_pruned_is_named() -> None:
         broken.blocks[0].proj.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite; restore"):
         prune(broken, Macs(), 0.5 * DENSE, DATA)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "message"),
+    [
+        ([images(0), images(1)[:0]], {}, r"\(B, 3, 32, 32\), but batch 1 has 0 images; leave it out"),
+        (DATA, {"images": 0}, "images must be at least 1, got 0"),
+        ([images(0), images(1) / 0], {"images": 32}, "32 of the 32 images of batch 1 hold NaN or infinity; leave them"),
+        ([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)], {}, r"in floating point, got torch\.uint8; normalise them"),
+        (DATA, {"budget": math.nan}, "a budget must be a number, in the unit of the cost, got nan"),
+    ],
+)
+def test_bad_images_and_budgets_are_one_line(data: list[Tensor], how: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as found:
+        prune(network(), Macs(), **{"budget": 0.5 * DENSE, "data": data, "parts": ("heads",), **how})
+    assert type(found.value) is InputError and "\n" not in str(found.value)
+
+
+def test_a_prunable_network_takes_no_budget_that_is_none() -> None:
+    with pytest.raises(InputError, match="a budget must be a number"):
+        prepare(network(), Macs(), DATA, parts=("heads",)).within(math.nan)
+
+
+def test_no_more_batches_are_taken_than_are_wanted() -> None:
+    asked: list[int] = []
+
+    def endless() -> Iterator[Tensor]:
+        for seed in count():
+            asked.append(seed)
+            yield images(seed, 8).double()
+
+    for wanted, compared, batches in ((33, 16, 5), (8, 20, 3)):
+        asked.clear()
+        dense = prepare(network(), Macs(), endless(), images=compared, moments=wanted, parts=("heads",)).dense
+        assert len(asked) == batches and len(dense.images) == compared
+        assert dense.moments[3].neurons[-1, -1] == 8 * batches * 17  # a constant 1 of each token of all that were taken
+
+
+def test_what_is_left_undone_is_said() -> None:
+    said: list[str] = []
+    pruned(1.0, parts=("heads", "tokens"), progress=said.append)
+    assert f"the network costs {DENSE:.6g}, within the budget of {DENSE:.6g}: it stays as it is" in said
+    flat = Flat()
+    prune(network(), flat, 0.8 * flat.total(network().arch), DATA, parts=("heads", "resolution"), progress=said.append)
+    assert "frames left out, as with whole blocks they cost no less than the dense network: 2" in said
+
+
+class Flat(Macs):
+    """A cost that image sizes make no difference to."""
+
+    def total(self, arch: Arch) -> float:
+        return sum(self.block(spec, state) for spec, state in arch.steps())
+
+    def block(self, spec: BlockSpec, state: State) -> float:
+        return float(spec.heads) if isinstance(spec, MB3D) else 0.0

@@ -9,6 +9,7 @@ from compress.dense import examined, network_of
 from compress.prune import PARTS
 from compress.repair import repair
 from compress.slicing import BlockSize
+from search_spaces.blocks.token_prune import REST
 from search_spaces.spaces.frames import Frame, Keeps, attention_blocks, whole_frame
 from tests.compress.test_slicing import images, network
 
@@ -54,5 +55,18 @@ def test_frames_are_of_the_same_network() -> None:
     model = network()
     dense = examined(model.arch, model.state_dict(), DATA, 64, PARTS)
     assert dense.framed(whole_frame(model.arch)).arch == model.arch
-    every = dense.framed(Frame(32, 24, ((1, 16),)))
-    assert dense.divergence(every.arch, every.weights) < 1e-6  # all patches stay
+
+
+@pytest.mark.parametrize("rest", [*REST, "dropped by thresholds"])
+@pytest.mark.parametrize("form", [{}, {"qk_norm": True}])
+def test_a_frame_that_keeps_all_patches_gives_the_dense_logits(rest: str, form: dict[str, bool]) -> None:
+    model = network(**form)
+    dense = examined(model.arch, model.state_dict(), DATA, 64, PARTS)
+    framed = dense.framed(Frame(32, 24, ((1, 16),), rest.split()[0]))
+    arch, weights = dense.shrunk({}, framed)
+    if rest == "dropped by thresholds":
+        arch = arch.keeping(adaptive=True)
+        weights |= {f"blocks.{place}.threshold": torch.tensor(-1.0) for place in arch.locations}  # below all scores
+    with torch.no_grad():
+        assert arch.rest == rest.split()[0] and len(arch.locations) == 1
+        torch.testing.assert_close(network_of(arch, weights)(images(5)), model(images(5)), rtol=0, atol=1e-5)

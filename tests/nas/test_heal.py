@@ -108,6 +108,7 @@ def test_a_killed_training_goes_on_and_calibrates_no_more(
     whole, out = healed
     assert digest(Run.open(tmp_path / "run").weights()) == digest(Run.open(out).weights())
     assert found["training"] == whole["training"] and found["after"] == whole["after"]
+    assert found["surrogate"] == whole["surrogate"] and whole["surrogate"]["promised"] > 0
     with pytest.raises(InputError, match="holds a run with healing"):
         prune_network(str(vit), "toy", out, resume=True, **{**how, "healing": replace(HEALING, lr=1e-3)})
 

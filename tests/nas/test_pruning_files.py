@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from compress import calibrate
-from compress.prune import BudgetTooSmall, Pruned
+from compress.prune import BudgetTooSmall, Pruned, Surrogate
+from compress.slicing import BlockSize
 from nas.errors import BudgetError
 from nas.pruning.choice import SPARE, TRIES, within
 from nas.pruning.files import Delivered, Files, retimed
+from nas.pruning.saved import saved
 from nas.pruning.sheets import print_sheets, sheets
 from nas.report import report_run
 from nas.runs import save_weights
@@ -116,6 +118,18 @@ def test_reports_are_of_finished_runs_that_have_one(tmp_path: Path) -> None:
         (tmp_path / kind / "config.json").write_text(json.dumps({"kind": kind}))
         with pytest.raises(InputError, match=line):
             report_run(tmp_path / kind)
+
+
+@pytest.mark.parametrize("surrogate", [None, Surrogate(0.125, 1.5, 3)])
+def test_what_calibration_gave_is_found_again(surrogate: Surrogate | None, tmp_path: Path) -> None:
+    """All of it: also what the sum of losses said."""
+    weights = dict(ARCH.build().state_dict())
+    sizes, frame = {3: None, 4: BlockSize(2, 8, 8, 32)}, Frame(32, 32, ((1, 8),), "fused", ((1, 0.5),))
+    given = Pruned(ARCH, weights, 0.5, 1.0, 0.25, sizes, frame, surrogate)
+    saved(tmp_path / "run", {}, lambda: (given, [{"measured_ms": 2.0}]))
+    found, times = saved(tmp_path / "run", {}, lambda: pytest.fail("made again"))
+    assert replace(found, weights={}) == replace(given, weights={}) and times == [{"measured_ms": 2.0}]
+    assert all(torch.equal(found.weights[name], weight) for name, weight in weights.items())
 
 
 OTHER = replace(ARCH, image_size=2 * ARCH.image_size)

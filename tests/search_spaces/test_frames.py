@@ -7,7 +7,7 @@ import pytest
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Norm, Patch, Position, Stem
-from search_spaces.spaces.frames import Frame, frames, in_frame, narrowable, whole_frame
+from search_spaces.spaces.frames import Frame, at_side, frames, in_frame, narrowable, whole_frame
 from search_spaces.spaces.remains import sizes_in
 
 DEIT = zoo.arch("deit_tiny_patch16_224")
@@ -28,12 +28,27 @@ def test_every_frame_is_a_network_and_the_first_is_its_own() -> None:
     assert hidden == {768}  # neurons are as many in a narrower network
 
 
-def test_a_plan_drops_equal_shares_of_large_and_small_images() -> None:
-    plans = {(frame.side, frame.plan): frame.keeps for frame in frames(DEIT, ("tokens", "resolution"))}
-    assert [number for number, _ in plans[224, 7]] == [4, 7, 10]
-    for plan in range(1, 8):
-        shares = [[keep / (side // 16) ** 2 for _, keep in plans[side, plan]] for side in (224, 128)]
-        assert shares[0] == pytest.approx(shares[1], abs=0.02)
+@pytest.mark.parametrize(("grid", "depth"), [(14, 12), (9, 3), (8, 3), (5, 12), (4, 8), (3, 4)])
+def test_a_plan_leaves_equal_shares_of_large_and_small_images(grid: int, depth: int) -> None:
+    """Whichever plans an image of some size cannot have."""
+    block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
+    arch = Arch(16 * grid, 3, (Patch(16, 16), ClassToken(), Position(), *[block] * depth, Head(5, pool="token")))
+    for frame in frames(arch):
+        patches = (frame.side // 16) ** 2
+        assert [place for place, _ in frame.plan[:1]] == [place for place, _ in frame.keeps[:1]]
+        for number, share in frame.plan:
+            left = [keep for place, keep in frame.keeps if place <= number][-1]
+            assert left == max(1, round(share * patches))
+        assert at_side(arch, frame, frame.side) == frame
+
+
+def test_a_plan_is_none_where_more_than_half_would_be_merged() -> None:
+    block = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
+    arch = Arch(40, 3, (Patch(16, 8), ClassToken(), Position(), *[block] * 2, Head(5, pool="token")))
+    small, large = ([frame for frame in frames(arch) if frame.side == side and frame.keeps] for side in (32, 40))
+    lacking = [frame for frame in small if at_side(arch, frame, 40) is None]
+    assert len(lacking) == 1 and lacking[0].rest == "merged" and lacking[0] not in large
+    assert all(at_side(arch, frame, 40) in frames(arch) for frame in small if frame not in lacking)
 
 
 def test_what_is_not_named_stays() -> None:
@@ -47,7 +62,7 @@ def test_what_is_not_named_stays() -> None:
 
 
 def test_a_block_that_scores_keeps_its_heads_and_values() -> None:
-    frame = next(one for one in frames(DEIT, ("tokens",)) if one.plan == 7)
+    frame = next(one for one in frames(DEIT, ("tokens",)) if len(one.plan) == 3)
     assert frame.scoring == {3, 6, 9}
     scoring, other = sizes_in(DEIT, 3, frame), sizes_in(DEIT, 4, frame)
     assert scoring.heads == (3,) and scoring.value_dims == (64,) and len(scoring.hidden) > 1

@@ -1,0 +1,50 @@
+"""Images to learn from without labels: taken batch after batch, no more than are wanted, and refused where they are none."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_spaces.arch import Arch
+from search_spaces.errors import InputError
+
+__all__ = ["taken"]
+
+
+def taken(data: Iterable[Any], arch: Arch, count: int) -> Iterator[Tensor]:
+    """Batches (B, channels, H, W), float32, until they hold `count` images; no further one is asked for.
+
+    Args:
+        data: batches of images, or tuples that begin with them.
+        arch: whose images they are.
+        count: of images, at least 1.
+
+    Raises:
+        InputError: a batch is of other sizes, empty, not in floating point or not finite; or there is none.
+    """
+    wanted, seen = (arch.channels, arch.image_size, arch.image_size), 0
+    needs = f"calibration needs batches of images (B, {', '.join(map(str, wanted))})"
+    for number, batch in enumerate(data):
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        if tuple(images.shape[1:]) != wanted:
+            raise InputError(f"{needs}, got {tuple(images.shape)}")
+        if not len(images):
+            raise InputError(f"{needs}, but batch {number} has 0 images; leave it out")
+        if not images.is_floating_point():
+            raise InputError(
+                f"{needs} in floating point, got {images.dtype}; normalise them as the model wants it, such as by "
+                "(images / 255 - mean) / std"
+            )
+        lost = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+        if lost:
+            raise InputError(
+                f"{lost} of the {len(images)} images of batch {number} hold NaN or infinity; leave them out, or check how they are "
+                "normalised"
+            )
+        yield images.float()
+        seen += len(images)
+        if seen >= count:
+            return
+    if not seen:
+        raise InputError(f"{needs}, got none")
