@@ -141,6 +141,7 @@ def main() -> None:
     done = dict(every(source, picks, given))
     hits = {pick: one["hits"] for pick, one in done.items()}
     options = f"{given.model} --data {given.data} --target {given.target} --seeds {' '.join(map(str, given.seeds))}"
+    options += f" --shares {' '.join(map(str, given.shares))} --ways {' '.join(given.ways)}"
     recipe = f"--images {given.images} --epochs {given.epochs} --batch-size {given.batch_size}"
     shares = compared(hits, given)
     result = {
