@@ -16,11 +16,13 @@ from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
+from search_spaces.states import Tokens
 from search_spaces.variants import variant_weights
 
-__all__ = ["FEW", "Dense", "Framed", "Sizes", "Statistics", "examined", "network_of", "plans_of"]
+__all__ = ["Dense", "Framed", "Sizes", "Statistics", "compared", "examined", "network_of", "plans_of"]
 
-FEW = 64  # images that what a part is worth is told by; candidates are compared on all
+FEW, FEWEST, FEW_TOKENS = 64, 32, 6_000  # images that what a part is worth is told by: as many as hold so many tokens
+TOKENS = 20_000  # of the images that candidates are compared on: where each has many, fewer images tell as much
 
 Sizes = Mapping[int, BlockSize | None]
 """What becomes of blocks, by their positions in the dense network; None where one is left out."""
@@ -53,6 +55,11 @@ class Dense:
     narrowings: Mapping[int, Narrowing]  # by width
     _framed: dict[Frame, Framed] = field(default_factory=dict, init=False, repr=False, compare=False)
     _blocks: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def few(self) -> int:
+        """Images that what a part is worth is told by."""
+        return min(FEW, max(FEWEST, FEW_TOKENS // _tokens(self.arch)))
 
     def framed(self, frame: Frame) -> Framed:
         """The network in a frame."""
@@ -172,7 +179,7 @@ def examined(
         arch: a dense ViT.
         weights: of it.
         batches: of images (B, channels, H, W), all of which tell moments; they are gone through once.
-        count: of the images that networks are compared on, the first, which stay in memory.
+        count: of the images that networks are compared on, the first, which stay in memory; see `compared`.
         parts: of `search_spaces.spaces.frames.PARTS`, what may be made smaller.
         progress: is told what is done next.
 
@@ -193,8 +200,22 @@ def examined(
     plans = plans_of(arch, weights, moments)
     narrow = sorted({frame.width for frame in frames(arch, parts)} - {whole_frame(arch).width})
     progress("narrower embeddings")
-    found = narrowings(network, torch.split(images[:FEW], 32), narrow) if narrow else {}
-    return Dense(arch, weights, moments, plans, images, scores, _inputs(network, images[:FEW]), found)
+    dense = Dense(arch, weights, moments, plans, images, scores, {}, {})
+    few = images[: dense.few]
+    found = narrowings(network, torch.split(few, 32), narrow) if narrow else {}
+    return replace(dense, before=_inputs(network, few), narrowings=found)
+
+
+def compared(arch: Arch, count: int) -> int:
+    """How many of `count` images candidates are compared on: so many tokens tell enough."""
+    return min(count, max(FEWEST, TOKENS // _tokens(arch)))
+
+
+def _tokens(arch: Arch) -> int:
+    """Of each image, in the first block of attention."""
+    state = arch.states[attention_blocks(arch)[0]]
+    assert isinstance(state, Tokens)
+    return state.count
 
 
 def plans_of(arch: Arch, weights: Mapping[str, Tensor], moments: Mapping[int, BlockMoments]) -> dict[int, Plan]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.adapters import from_module
 from compress.calibration import taken
-from compress.dense import FEW, Dense, Framed, Sizes, Statistics, examined, network_of, plans_of
+from compress.dense import Dense, Framed, Sizes, Statistics, compared, examined, network_of, plans_of
 from compress.offers import Cost, Offer, offer
 from compress.repair import repair
 from compress.sensitivity import block_losses, frame_losses
@@ -114,7 +114,7 @@ def prune(
         cost: of blocks and networks.
         budget: in its unit.
         data: batches of images (B, channels, H, W), normalised as the model wants them, or tuples that begin with them; no labels.
-        images: how many of them candidates are compared on at most.
+        images: how many of them candidates are compared on at most; of large ones as many as hold 20,000 tokens.
         moments: how many of them tell moments. Batches are taken one after the other until they hold so many, or `images` where that is
             more, and no further: those that candidates are compared on stay in memory, the others do not.
         parts: what may be made smaller, of `PARTS`.
@@ -155,7 +155,7 @@ def prepare(
         raise InputError(f"this network cannot be pruned: {error}") from error
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
-    dense = examined(arch, weights, taken(data, arch, max(images, moments)), images, parts, progress)
+    dense = examined(arch, weights, taken(data, arch, max(images, moments)), compared(arch, images), parts, progress)
     losses = block_losses(dense, parts, progress)
     offers = [
         offer(dense, losses, frame, loss, cost, parts) for frame, loss in frame_losses(dense, parts, progress).items()
@@ -247,7 +247,7 @@ class Prunable:
                 continue
             self.progress(f"running {frame.label}")
             arch, weights = self.dense.shrunk(sizes, self.dense.framed(frame))
-            trials.append(_Trial(chosen, sizes, self.dense.divergence(arch, weights, first=FEW)))
+            trials.append(_Trial(chosen, sizes, self.dense.divergence(arch, weights, first=self.dense.few)))
             told = [
                 (one.divergence - one.offer.loss) / bounds[one.offer.frame] for one in trials if bounds[one.offer.frame]
             ]
@@ -287,7 +287,7 @@ class Prunable:
 
         self.progress("repair")
         losses = {
-            ridge: dense.divergence(arch, solved(ridge, min(FEW, len(images) - unseen)), last=unseen)
+            ridge: dense.divergence(arch, solved(ridge, min(dense.few, len(images) - unseen)), last=unseen)
             for ridge in RIDGES
         }
         best = min(losses, key=lambda ridge: losses[ridge])

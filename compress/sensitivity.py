@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from compress.dense import FEW, Dense
+from compress.dense import Dense
 from compress.slicing import BlockSize, Plan, size_of
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.frames import Frame, at_side, attention_blocks, frames, whole_frame
@@ -89,7 +89,7 @@ def frame_losses(dense: Dense, parts: Collection[str], progress: Callable[[str],
         if frame not in found:
             progress(f"sensitivities of {frame.label}")
             framed = dense.framed(frame)
-            found[frame] = dense.divergence(framed.arch, framed.weights, first=FEW)
+            found[frame] = dense.divergence(framed.arch, framed.weights, first=dense.few)
         return found[frame]
 
     def together(frame: Frame) -> float:
