@@ -12,9 +12,14 @@ from nas.pruning.judge import judged
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D
 
-__all__ = ["outcome"]
+__all__ = ["near_chance", "outcome"]
 
 PAYS = 0.5  # share of the MACs saved that must be saved in milliseconds, or the block is named
+GUESSED, MOST_GUESSED = (
+    2.0,
+    0.5,
+)  # times the accuracy of guessing below which nothing was learned, and the most that it is
+TELLING = 20  # images by which that can be told
 
 
 def outcome(
@@ -29,7 +34,12 @@ def outcome(
         before: times of the dense network.
         after: of what is left, measured in the same run.
     """
-    arch = job.named.arch
+    arch, acc = job.named.arch, judged(job, job.network, "test")
+    if acc is not None and near_chance(acc, arch.classes, job.data.size("test")):
+        say(
+            f"the network itself is right on {acc:.1%} of the test images, near chance for {arch.classes} classes: it may have "
+            f"been trained on others than those of {job.data.name}, or on these in another order"
+        )
     left = network_of(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
@@ -39,10 +49,15 @@ def outcome(
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
-        "before": _figures(arch, before, memory, judged(job, job.network, "test")),
+        "before": _figures(arch, before, memory, acc),
         "after": _figures(found.arch, after, memory, judged(job, left, "test")),
         "blocks": _blocks(job, found),
     }
+
+
+def near_chance(acc: float, classes: int, images: int) -> bool:
+    """Whether an accuracy on so many images is hardly above that of guessing, as where labels are in another order."""
+    return images >= TELLING and acc < min(GUESSED / classes, MOST_GUESSED)
 
 
 def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float], acc: float | None) -> dict[str, Any]:
