@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # loading and listing tables must not wait for torch
     from compress.token_losses import Curve
     from search_spaces.arch import Arch
     from search_spaces.blocks import BlockSpec, Row
-    from search_spaces.space import Space
+    from search_spaces.space import Measurable, Space
     from search_spaces.states import State
 
 __all__ = ["LatencyTable", "MissingLatency", "Prediction"]
@@ -156,7 +156,7 @@ class LatencyTable:
             space: what decodes them; without it, the table's space with the class count measured last.
 
         Raises:
-            InputError: codes have another shape or type, or one has a value out of range.
+            InputError: codes have another shape or type, one has a value out of range, or the table's networks have none.
             MissingLatency: rows of a network have no price.
         """
         space = space or self._own_space
@@ -216,14 +216,23 @@ class LatencyTable:
         found: NDArray[np.float64] = self.curve(arch)(columns).numpy()
         return found
 
-    def open_space(self) -> Space:
-        """The table's space, with the class count that was measured last.
+    def open_space(self) -> Measurable:
+        """The table's space, with the class count that was measured last, or what may be left of its dense network.
 
         Raises:
-            InputError: this version has no such space.
+            InputError: this version has no such space, or the table does not tell of which network it is.
         """
+        from search_spaces.arch import Arch
         from search_spaces.spaces import SPACES
+        from search_spaces.spaces.remains import PREFIX, Remains
 
+        if self.content.remains_of is not None:
+            return Remains(Arch.from_json(self.content.remains_of.arch), self.content.remains_of.parts)
+        if self.content.space.startswith(PREFIX):
+            raise InputError(
+                f"{self.path.name} is from before tables told which network they are of; remove its files, and "
+                f"`nas prune` with --target {self.target.name} measures them anew"
+            )
         if self.content.space not in SPACES:
             known = ", ".join(SPACES)
             raise InputError(f"{self.path.name} is of an unknown space, {self.content.space!r}; known: {known}")
@@ -280,7 +289,12 @@ class LatencyTable:
 
     @cached_property
     def _own_space(self) -> Space:
-        return self.open_space()
+        from search_spaces.space import Space
+
+        space = self.open_space()
+        if not isinstance(space, Space):
+            raise InputError(f"networks of {space.name} have no codes; price them one by one, as architectures")
+        return space
 
     def _priced(self, arch: Arch) -> list[float]:
         """Sum of rows of each block, uncalibrated."""

@@ -29,6 +29,7 @@ from nas.table_file import (
     Content,
     Measurement,
     Origin,
+    RemainsOf,
     RowTime,
     Verdict,
     rewrite,
@@ -41,6 +42,7 @@ from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
+from search_spaces.spaces.remains import Remains
 
 __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
@@ -304,7 +306,13 @@ def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> C
         verdict=verdict,
         measurements=(Measurement(at, seconds, job.rounds, job.seed, classes, networks, verdict),),
         rows=_row_times(job, system, times, replace(calibration, offset=0.0, scale=1.0)),
+        remains_of=_remains_of(job.space),
     )
+
+
+def _remains_of(space: Measurable) -> RemainsOf | None:
+    """What a table keeps of a space that has no name by which it is opened."""
+    return RemainsOf(space.arch.to_json(), tuple(sorted(space.parts))) if isinstance(space, Remains) else None
 
 
 def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float) -> Content:
@@ -324,6 +332,7 @@ def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float)
             **plan.known,
             **_row_times(job, system, times, as_predicted, clock=old.reference_ms / times.reference_ms),
         },
+        remains_of=_remains_of(job.space),
     )
 
 
@@ -364,6 +373,7 @@ def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content
         verdict=verdict,
         measurements=(Measurement(at, seconds, job.rounds, job.seed, classes, len(archs), verdict, how),),
         rows=found.rows,
+        remains_of=_remains_of(job.space),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nas.progress import say
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["HF", "TIMM", "Normalisation", "hf_model", "normalisation", "timm_mod
 
 TIMM, HF = "timm:", "hf:"
 SUGGESTED = 3  # names of timm models that an error message suggests
+CLASSIFIER = {"classifier.weight", "classifier.bias"}  # of a ViTForImageClassification
 REASON = 200  # characters of a library's own message that an error repeats
 SAFETENSORS_ONLY = {"hf_hub_filename": "model.safetensors", "custom_load": False, "url": None}
 """Makes timm take weights from the hub as safetensors or not at all; without it, timm would turn to a pickle."""
@@ -41,23 +43,33 @@ def timm_model(name: str, data: Data | None = None) -> nn.Module:
 
 
 def hf_model(name: str) -> nn.Module:
-    """Hugging Face's model NAME of its hub, or of a folder, in eval mode.
+    """Hugging Face's model NAME of its hub, or of a folder, in eval mode; an encoder where its weights have no classifier.
 
     Raises:
-        InputError: the extra is not installed, or the model cannot be had as safetensors.
+        InputError: the extra is not installed, the model cannot be had as safetensors, or more than the classifier is missing.
     """
     try:
         from transformers import ViTForImageClassification
     except ModuleNotFoundError as error:
         raise InputError(f'{HF}{name} needs transformers, which is not installed; pip install "vit-nas[hf]"') from error
     try:
-        network: nn.Module = ViTForImageClassification.from_pretrained(name, use_safetensors=True)
+        loaded: Any = ViTForImageClassification.from_pretrained(name, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # the hub's client raises a dozen unrelated types for a missing network or file
         raise InputError(
             f"{HF}{name} cannot be had as a ViTForImageClassification in safetensors ({_reason(error)}); connect to the internet, "
             f"or give a folder: {HF}FOLDER"
         ) from error
-    return network.eval()
+    network, missing = loaded[0], set(loaded[1]["missing_keys"])  # which have random weights now
+    if missing - CLASSIFIER:
+        raise InputError(
+            f"{HF}{name} lacks {len(missing - CLASSIFIER)} of the weights of a ViTForImageClassification, such as "
+            f"{min(missing - CLASSIFIER)}; give a network that has them"
+        )
+    if missing:
+        say(f"{HF}{name} has no classifier: it is taken as an encoder, whose features are what it gives")
+        network.classifier, network.config.num_labels = nn.Identity(), 0
+    found: nn.Module = network.eval()
+    return found
 
 
 def normalisation(model: nn.Module) -> Normalisation:

@@ -30,6 +30,7 @@ __all__ = [
     "Content",
     "Measurement",
     "Origin",
+    "RemainsOf",
     "RowTime",
     "Verdict",
     "checksum",
@@ -139,6 +140,14 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class RemainsOf:
+    """The dense network that a table of what may be left of one is of."""
+
+    arch: str  # its JSON, as text: the figures of an object are rounded
+    parts: tuple[str, ...]  # that may be made smaller, of the measurement that added rows last
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything that the two files hold."""
 
@@ -155,6 +164,7 @@ class Content:
     measurements: tuple[Measurement, ...]
     rows: Mapping[str, RowTime]  # by key
     sha256: str = ""  # of the CSV; filled in by `read`
+    remains_of: RemainsOf | None = None  # None for the spaces that have names
 
     def __post_init__(self) -> None:
         """Refuse what no measurement gives.

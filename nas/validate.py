@@ -11,7 +11,7 @@ from nas.plan import VALIDATION_STREAM, draw
 from nas.timing import ROUNDS, Timing, time_networks
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
-from search_spaces.space import Space
+from search_spaces.space import Measurable
 
 __all__ = ["accuracy", "validate"]
 
@@ -23,7 +23,7 @@ def validate(
     foreign: bool = False,
     *,
     rounds: int = ROUNDS,
-    space: Space | None = None,
+    space: Measurable | None = None,
 ) -> dict[str, Any]:
     """Measure networks that the table has not seen, at its clock, against its predictions.
 

@@ -25,7 +25,7 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
 
     Args:
         model: a `Network` of ours, timm's `VisionTransformer` (ViT, DeiT, DeiT-III, distilled, CLIP, DINOv2, SigLIP; with no classifier
-            an encoder, whose features are the logits), or Hugging Face's `ViTForImageClassification`.
+            an encoder, whose features are the logits), or Hugging Face's `ViTForImageClassification` (without labels an encoder, too).
 
     Raises:
         InputError: it is none of these, or has a part that no Arch describes, which is named; or its weights hold NaN or infinity, and then the tensor is.

@@ -12,6 +12,7 @@ from nas.cli.describe import describe
 from nas.cli.evaluate import evaluate
 from nas.cli.export import export
 from nas.cli.measure import measure
+from nas.cli.options import Command
 from nas.cli.profile import profile
 from nas.cli.prune import prune
 from nas.cli.quickstart import quickstart
@@ -52,7 +53,7 @@ for command in (
     targets,
     tables,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,16 +1,19 @@
 """Options that several commands share, and how results are printed."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from nas.processes import leads
 from search_spaces.errors import InputError
 
 __all__ = [
     "BudgetMs",
+    "Command",
     "DataName",
     "Foreign",
     "Json",
@@ -46,6 +49,22 @@ Weights = Annotated[
     typer.Option("--weights", help="Checkpoint (.safetensors, .pth) of a zoo network, in its authors' naming."),
 ]
 Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table that another machine measured.")]
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which it would silently take the last, unless it takes several."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """See click.
+
+        Raises:
+            InputError: an option is repeated.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            if times > 1 and not option.multiple:
+                raise InputError(f"{option.opts[0]} is given {times} times; give it once")
+        return super().parse_args(ctx, args)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

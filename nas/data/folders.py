@@ -31,7 +31,7 @@ class Files:
 
 
 def split_folder(root: Path, seed: int) -> tuple[tuple[str, ...], dict[Split, Files]]:
-    """The class names, sorted, and the files of each split in its fixed order, which mixes the classes.
+    """The class names in the order of their labels and the files of each split in its fixed order, which mixes the classes.
 
     See `nas.data.imagefolder` for the layouts.
 
@@ -65,11 +65,14 @@ def _mixed(files: Files, seed: list[int]) -> Files:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders in a folder, by name as torchvision and timm have them; by number where all names are whole numbers."""
+    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    numbers = all(entry.name.isdecimal() for entry in found)
+    return sorted(found, key=lambda entry: int(entry.name)) if numbers else found
 
 
 def _scan(folder: Path) -> tuple[tuple[str, ...], Files]:
-    """The classes and the image files of a folder with a folder for each class, sorted."""
+    """The classes and the image files of a folder with a folder for each class, in order."""
     folders = _subfolders(folder)
     found = [_images(each) for each in track(folders, f"listing {folder}", len(folders))]
     if not any(found):

@@ -7,7 +7,8 @@ Layouts of `imagefolder:PATH`:
   of `train`: of every class 10% (5% from 100,000 images on), chosen by the seed.
 - `PATH/<class>/*`: 70% train, 15% search-validation, 15% test of every class, chosen by the seed.
 
-Images may lie deeper inside a class folder. Classes are numbered in the sorted order of their names.
+Images may lie deeper inside a class folder. Classes are numbered in the order of their names as text, as torchvision and timm number
+them (wnids of ImageNet, say); where all names are whole numbers, in the order of these: 2 before 10.
 """
 
 import os

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from search_spaces.errors import InputError
 
-__all__ = ["AUGMENT", "MIX", "SIDES", "Batch", "draws", "ordered_loader", "seeded_globals", "visible"]
+__all__ = ["AUGMENT", "MIX", "SIDES", "Batch", "at_indices", "draws", "ordered_loader", "seeded_globals", "visible"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -102,4 +102,15 @@ def ordered_loader(
         drop_last=seed is not None,
         collate_fn=collate,
         num_workers=min(workers, -(-count // batch_size)),
+    )
+
+
+def at_indices(loader: DataLoader[Batch], indices: npt.NDArray[np.int64]) -> DataLoader[Batch]:
+    """Batches of the size of another loader's, of the images at indices of its data set, in that order."""
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=FixedOrder(indices.tolist()),
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
     )

@@ -149,6 +149,8 @@ def job_of(
         raise InputError(f"{name} cannot be pruned: {error}") from error
     prices = _table(table, target, remains)
     prices.check_machine(foreign)
+    if not prices.verdict["good"]:
+        say(f"{prices.path.name} is not to be relied on: {prices.verdict['why']}")
     lacking = prices.unpriced(remains.rows)
     if lacking:
         raise InputError(

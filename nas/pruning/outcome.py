@@ -14,9 +14,11 @@ from nas.train.features import mean_distance
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 
-__all__ = ["outcome"]
+__all__ = ["near_chance", "outcome"]
 
 PAYS = 0.5  # share of the MACs saved that must be saved in milliseconds, or the block is named
+GUESSED, MOST_GUESSED = 2.0, 0.5  # times guessing's accuracy, below which nothing was learned; at most that
+TELLING = 20  # images by which that can be told
 
 
 def outcome(
@@ -31,7 +33,13 @@ def outcome(
         before: times of the dense network.
         after: of what is left, measured in the same run.
     """
-    arch = job.named.arch
+    arch, quality = job.named.arch, _quality(job, job.network)
+    acc = quality["acc"]
+    if acc is not None and near_chance(acc, arch.classes, job.data.size("test")):
+        say(
+            f"the network itself is right on {acc:.1%} of the test images, near chance for {arch.classes} classes: it may have "
+            f"been trained on others than those of {job.data.name}, or on these in another order"
+        )
     left = network_of(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
@@ -42,10 +50,15 @@ def outcome(
         "speedup_macs": macs(arch) / macs(found.arch),
         "divergence": found.divergence,
         "surrogate": found.surrogate and asdict(found.surrogate),
-        "before": {**_figures(arch, before, memory), **_quality(job, job.network)},
+        "before": {**_figures(arch, before, memory), **quality},
         "after": {**_figures(found.arch, after, memory), **_quality(job, left)},
         "blocks": _blocks(job, found),
     }
+
+
+def near_chance(acc: float, classes: int, images: int) -> bool:
+    """Whether an accuracy on so many images is hardly above that of guessing, as where labels are in another order."""
+    return images >= TELLING and acc < min(GUESSED / classes, MOST_GUESSED)
 
 
 def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float]) -> dict[str, Any]:

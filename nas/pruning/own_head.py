@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.data import Data, Split
+from nas.data.loading import at_indices
 from nas.evaluate import accuracy
 from nas.progress import say, track
 from nas.runs import Run
@@ -19,9 +20,9 @@ from search_spaces.arch import Network
 from search_spaces.blocks.head import HeadModule
 from search_spaces.errors import InputError
 
-__all__ = ["check_labelled", "with_own_head"]
+__all__ = ["check_labelled", "drawn", "with_own_head"]
 
-TRAIN_IMAGES, VAL_IMAGES = 20_000, 5_000  # whose features are looked at, at most
+TRAIN_IMAGES, VAL_IMAGES = 20_000, 5_000  # whose features are looked at, at most; more where there are more classes
 STRENGTHS = (
     1e-3,
     1e-2,
@@ -40,9 +41,9 @@ def check_labelled(data: Data) -> None:
     """Refuse training images by which a classifier cannot be fitted.
 
     Raises:
-        InputError: a class has none of those that are looked at.
+        InputError: a class has none.
     """
-    lacking = sorted({*range(data.classes)} - {*data.labels("train")[:TRAIN_IMAGES].tolist()})
+    lacking = sorted({*range(data.classes)} - {*data.labels("train").tolist()})
     if lacking:
         raise InputError(
             f"a classifier for {data.name} cannot be fitted: {len(lacking)} of its {data.classes} classes, such as "
@@ -73,14 +74,26 @@ def with_own_head(network: Network, data: Data, source: str, out: Path) -> Netwo
 
 
 def _fitted(network: Network, data: Data) -> Network:
-    train, labels = _features(network, data, "train", TRAIN_IMAGES)
-    held, wanted = _features(network, data, "val", VAL_IMAGES)
+    train, labels = _features(network, data, "train", drawn(data.labels("train"), data.classes))
+    held, wanted = _features(network, data, "val", np.arange(min(VAL_IMAGES, data.size("val"))))
     for layer, own, others in zip(_layers(network), train, held, strict=True):
         weight, bias = _best(own, labels, others, wanted)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
     return network
+
+
+def drawn(labels: Labels, classes: int) -> Labels:
+    """Which images to look at, by their labels (images,): half of them shared out evenly among the classes, the rest the first of all."""
+    limit = max(TRAIN_IMAGES, classes)
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for label in range(classes):
+        chosen[np.flatnonzero(labels == label)[: max(1, limit // (2 * classes))]] = True
+    chosen[np.flatnonzero(~chosen)[: limit - chosen.sum()]] = True
+    return np.flatnonzero(chosen)
 
 
 def _layers(network: Network) -> list[nn.Linear]:
@@ -92,14 +105,14 @@ def _layers(network: Network) -> list[nn.Linear]:
 
 
 @torch.no_grad()
-def _features(network: Network, data: Data, split: Split, limit: int) -> tuple[list[Features], Labels]:
-    """What each classifier gets for the first images of a split, and their labels."""
+def _features(network: Network, data: Data, split: Split, indices: Labels) -> tuple[list[Features], Labels]:
+    """What each classifier gets for the images at indices of a split, and their labels."""
     network.eval()
     device = next(network.parameters()).device
     labels: list[Tensor] = []
-    batches = -(-min(limit, data.size(split)) // BATCH)
+    loader = at_indices(data.loader(split, BATCH), indices)
     with _watched(_layers(network)) as seen:
-        for images, own in track(data.loader(split, BATCH, limit=limit), f"features of {split}", batches):
+        for images, own in track(loader, f"features of {split}", len(loader)):
             network(images.to(device))
             labels.append(own)
     return [torch.cat(parts).numpy() for parts in seen], torch.cat(labels).numpy()

@@ -13,8 +13,9 @@ from search_spaces.blocks.residual import hidden_width
 from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.states import Tokens
 
-__all__ = ["Remains", "Sizes", "check_plain", "key_widths", "neurons", "sizes_in", "widths"]
+__all__ = ["PREFIX", "Remains", "Sizes", "check_plain", "key_widths", "neurons", "sizes_in", "widths"]
 
+PREFIX = "remains-"  # of the names, before the dense network's id
 GRID = 8  # widths and neurons are multiples of it, as kernels like
 WIDTHS, NEURONS = 4, 16  # different widths of a head, and numbers of neurons of a block
 CHAIN = 4  # equal blocks in a probe: enough to tell a block's time from the fixed part
@@ -117,7 +118,7 @@ class Remains:
             ValueError: see `check_plain`.
         """
         check_plain(arch)
-        self.arch, self.name, self.classes = arch, f"remains-{arch.id}", arch.classes
+        self.arch, self.name, self.classes = arch, PREFIX + arch.id, arch.classes
         self.parts = frozenset(parts)
 
     @cached_property

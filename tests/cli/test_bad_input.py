@@ -65,6 +65,15 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
             ("files compute in float", "--target cpu-openvino-fp32-b1-t1"),
         ),
         (("report", "nowhere"), ("nowhere", "no run")),
+        (
+            ("search", "--supernet", "s", "--table", "a.csv", "--budget-ms", 1, "--table=b.csv"),
+            ("--table is given 2 times; give it once",),
+        ),
+        (
+            ("prune", "m", "--data", "digits", "--target", "cpu-ort-fp32-b1-t1", "--target", "cpu-ort-fp32-b1-t2"),
+            ("--target is given 2 times; give it once",),
+        ),
+        (("measure", "--space", "hybrid_digits", "--from", "nowhere.csv", "--from", "b.csv"), ("nowhere.json",)),
     ],
 )
 def test_names_that_do_not_exist(words: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:

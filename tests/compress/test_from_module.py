@@ -94,6 +94,31 @@ def test_models_by_name_are_read(name: str) -> None:
         assert arch == zoo.arch(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("deit3_small_patch16_224", {"Position", "ClassToken"}),
+        ("vit_base_patch16_clip_224", {"ClassToken", "Norm"}),
+        ("vit_base_patch16_clip_quickgelu_224", {"ClassToken", "Norm"}),
+        ("vit_small_patch14_dinov2", {"ClassToken"}),
+        ("vit_small_patch14_reg4_dinov2", {"ClassToken"}),
+        ("vit_giant_patch14_reg4_dinov2", {"ClassToken"}),
+        ("vit_base_patch16_siglip_224", {"AttentionPool", "Norm"}),
+        ("vit_so400m_patch14_siglip_378", {"AttentionPool", "Norm"}),
+        ("vit_base_patch16_siglip_gap_224", {"Position"}),
+        ("vit_medium_patch16_gap_256", {"Position"}),
+        ("vit_medium_patch16_reg4_gap_256", {"ClassToken"}),
+    ],
+)
+def test_models_of_other_families_by_name_are_read_in_small(name: str, parts: set[str]) -> None:
+    """With what timm's own entry says, but for the sizes."""
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 112}
+    model = shuffled(timm.create_model(name, pretrained=False, **small))
+    arch, weights = compress.from_module(model)
+    assert same(model, arch, weights) < 1e-5
+    assert {type(spec).__name__ for spec in arch.blocks} >= parts and arch.encoder == (model.num_classes == 0)
+
+
 def test_a_network_of_ours_is_what_it_is() -> None:
     network = toy_space().smallest.build().eval()
     arch, weights = compress.from_module(network)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nas.data import SPLITS, Data, load
 from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded
-from nas.data.loading import seeded_globals
+from nas.data.loading import at_indices, seeded_globals
 from search_spaces.errors import InputError
 
 
@@ -81,6 +81,26 @@ def test_class_folders_alone_are_split_and_mixed(tmp_path: Path) -> None:
         assert Path(path).relative_to(tmp_path).parts[0] == data.class_names[label]
 
 
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["0", "1", "2", "9", "10", "11", "100"], ["0", "1", "2", "9", "10", "11", "100"]),
+        (["002", "10", "1"], ["1", "002", "10"]),
+        (["n02", "n10", "n1"], ["n02", "n1", "n10"]),
+        (["2", "10", "cat"], ["10", "2", "cat"]),
+    ],
+)
+def test_classes_are_in_the_order_of_text_and_numbers_in_their_own(
+    tmp_path: Path, names: list[str], wanted: list[str]
+) -> None:
+    for name in names:
+        write(tmp_path / name, numbered(3))
+    data = opened(tmp_path)
+    assert data.class_names == tuple(wanted)
+    for path, label in zip(data.files["train"].paths, data.labels("train"), strict=True):
+        assert Path(path).parts[-2] == wanted[label]
+
+
 def make(root: Path, folders: dict[str, int]) -> Path:
     for folder, count in folders.items():
         write(root / folder, numbered(count))
@@ -128,6 +148,14 @@ def test_images_come_normalised_with_their_labels(root: Path) -> None:
     assert [len(labels) for _, labels in data.loader("train", 16)] == [16, 16, 4]
     assert [len(labels) for _, labels in data.loader("train", 16, seed=0)] == [16, 16]
     assert [len(labels) for _, labels in data.loader("train", 16, limit=5)] == [5]
+
+
+def test_images_at_indices_alone_are_loaded(root: Path) -> None:
+    data, indices = opened(root), np.array([5, 0, 31])
+    images, labels = next(iter(at_indices(data.loader("train", 4), indices)))
+    assert labels.tolist() == data.labels("train")[indices].tolist()
+    every = torch.cat([images for images, _ in data.loader("train", 36)])
+    assert torch.equal(images, every[indices])
 
 
 def test_batches_of_given_sizes_start_again_where_the_images_end(root: Path) -> None:

@@ -229,6 +229,13 @@ def test_classes_without_images_cannot_be_fitted(vit: Path, tmp_path: Path) -> N
         prune_network(str(path), "toy", tmp_path / "run", speedup=2, **HOW)
 
 
+def test_a_table_that_is_not_good_is_said(vit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prices in (Prices(why="the noise floor is 9%"), Prices()):
+        with priced(prices):
+            job_of(str(vit), "toy", None, prices.target.name, None, 64, PARTS, 0, False)
+    assert capsys.readouterr().err.count("prices is not to be relied on: the noise floor is 9%") == 1
+
+
 @pytest.mark.parametrize("target", ["cpu-ort-int8-b1-t1", "cpu-ort-fp32-b4-t1"])
 def test_a_table_of_another_target_is_refused(target: str, vit: Path, tmp_path: Path) -> None:
     table = patch("nas.pruning.job.LatencyTable.load", lambda path: Prices(path=Path("given")))

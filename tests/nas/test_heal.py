@@ -9,17 +9,19 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from compress import feature_distance
 from compress.slicing import size_of
+from nas.data import Split
 from nas.evaluate import accuracy
 from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
 from nas.pruning.heal import heal, healer, usual_rate
 from nas.pruning.job import Job, job_of
-from nas.pruning.outcome import _blocks
-from nas.pruning.own_head import _best, _features, _layers, with_own_head
+from nas.pruning.outcome import _blocks, near_chance
+from nas.pruning.own_head import _best, _features, _layers, check_labelled, drawn, with_own_head
 from nas.runs import Run, digest, load_weights, save_weights
 from nas.target import Target
 from nas.train import loop
@@ -40,7 +42,7 @@ from tests.nas.pruning_toy import (
     trained_vit,
     with_head,
 )
-from tests.nas.toy import toy
+from tests.nas.toy import Toy, toy
 
 HEALING = Healing(epochs=2, batch_size=32)
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
@@ -322,7 +324,7 @@ def test_the_head_is_the_regression_on_the_networks_features(distilled: bool, tm
     blocks = (ARCH.blocks[0], ClassToken(1 + distilled), ARCH.blocks[2], BLOCK, head)
     network = fresh_network(Arch(32, 3, blocks), 0).eval()
     fitted = with_own_head(network, toy(), "source", tmp_path / "dense")
-    features, labels = _features(fitted, toy(), "train", 256)
+    features, labels = _features(fitted, toy(), "train", np.arange(256))
     assert len(features) == 1 + distilled == len(_layers(fitted)) and features[0].shape == (256, 32)
     images = toy().tensors("train").tensors[0]
     scores = [
@@ -335,6 +337,45 @@ def test_the_head_is_the_regression_on_the_networks_features(distilled: bool, tm
         assert abs(float(layer.weight.sum(0).abs().max())) < 1e-2, (
             "of a multinomial regression, whose classes add up to nothing"
         )
+
+
+class LongTail(Toy):
+    """The toy with a single image of the last class, at the end, and more of the first."""
+
+    def tensors(self, split: Split) -> TensorDataset:
+        images, labels = super().tensors(split).tensors
+        places = torch.arange(len(labels))
+        kept = torch.where((labels == 3) & (places < len(labels) - 1), places - 3, places)
+        return TensorDataset(images[kept], labels[kept])
+
+
+def test_rare_classes_are_fitted_too(tmp_path: Path) -> None:
+    data = LongTail("toy", ("a", "b", "c", "d"), 32, (0.0,) * 3, (1.0,) * 3, 256)
+    check_labelled(data)
+    with patch("nas.pruning.own_head.TRAIN_IMAGES", 64), patch("nas.pruning.own_head._best", wraps=_best) as best:
+        with_own_head(fresh_network(ARCH, 0).eval(), data, "source", tmp_path / "dense")
+    assert np.bincount(best.call_args.args[1]).tolist()[3] == 1 and len(best.call_args.args[1]) == 64
+
+
+def test_every_class_is_drawn_and_most_images_as_they_come() -> None:
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 2 + [3])
+    with patch("nas.pruning.own_head.TRAIN_IMAGES", 16):
+        assert drawn(labels, 4).tolist() == [*range(11), 50, 51, 80, 81, 82]
+        assert drawn(labels[:16], 4).tolist() == [*range(16)]
+    with patch("nas.pruning.own_head.TRAIN_IMAGES", 2):
+        assert drawn(labels, 4).tolist() == [0, 50, 80, 82], "of each at least one"
+
+
+def test_an_accuracy_near_chance_is_said(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a network was trained on the same classes in another order."""
+    other = {name: w.roll(1, 0) if "head." in name else w for name, w in load_weights(vit).items()}
+    save_weights(tmp_path / "other.safetensors", other, ARCH)
+    prune_network(str(tmp_path / "other.safetensors"), "toy", tmp_path / "run", budget_ms=1000, **HOW)
+    assert "near chance for 4 classes: it may have been trained on others than those of toy" in capsys.readouterr().err
+    prune_network(str(vit), "toy", tmp_path / "own", budget_ms=1000, **HOW)
+    assert "near chance" not in capsys.readouterr().err
+    assert near_chance(0.001, 1000, 20) and not near_chance(0.003, 1000, 20) and not near_chance(0.6, 2, 1000)
+    assert not near_chance(0.0, 10, 19), "too few to tell"
 
 
 def test_two_classes_have_two_scores() -> None:

@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import functional as vision
 
 from compress import seeing
@@ -15,6 +17,7 @@ from nas.networks import network_named
 from nas.train.loop import Recipe
 from search_spaces import InputError
 from search_spaces.blocks import Head, Patch
+from tests.compress.test_from_module import shuffled
 from tests.compress.test_slicing import network
 from tests.nas.test_teachers import HUB, data_of, model_of, saved, wanted_scores
 
@@ -64,6 +67,45 @@ def test_what_cannot_be_had_is_one_line(name: str, message: str, tmp_path: Path)
     saved("test_resnet", 4, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=message) as found:
         network_named(name.format(file=tmp_path / "w.safetensors"))
+    assert "\n" not in str(found.value)
+
+
+def hf_folder(kind: str, folder: Path) -> Any:
+    """A tiny model of a class of Hugging Face, whose weights all matter, and which the folder holds."""
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    from tests.compress.test_huggingface import SMALL
+
+    model = shuffled(getattr(transformers, kind)(transformers.ViTConfig(**SMALL)))
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def test_a_folder_of_hugging_face_gives_its_scores(tmp_path: Path) -> None:
+    model, images = hf_folder("ViTForImageClassification", tmp_path), pixels(32)
+    named = network_named(f"hf:{tmp_path}")
+    assert named.network is not None and named.arch.classes == 7 and not named.arch.encoder
+    torch.testing.assert_close(named.network(images), model(images).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_without_a_classifier_is_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, images = hf_folder("ViTModel", tmp_path), pixels(32)
+    named = network_named(f"hf:{tmp_path}")
+    assert named.network is not None and named.arch.encoder and "no classifier" in capsys.readouterr().err
+    wanted = model(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(named.network(images), wanted, rtol=0, atol=1e-5)
+
+
+def test_one_that_lacks_more_is_refused(tmp_path: Path) -> None:
+    hf_folder("ViTForImageClassification", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("vit.layernorm.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"lacks 1 of the weights of a ViTForImageClassification, such as vit\.layernorm\.weight"
+    ) as found:
+        network_named(f"hf:{tmp_path}")
     assert "\n" not in str(found.value)
 
 

@@ -1,0 +1,88 @@
+"""Tables of what may be left of a network: they tell which network, so that they can be validated. Times are made up."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from nas.cli.main import main
+from nas.cost import macs
+from nas.latency import LatencyTable
+from nas.measure import measure_table
+from nas.table_file import read, write
+from nas.tables import tables_dir
+from nas.target import Target
+from nas.validate import validate
+from nas.visits import REFERENCE, Visit
+from search_spaces.arch import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.errors import InputError
+from search_spaces.spaces.remains import Remains
+
+TARGET = Target.parse("cpu-ort-fp32-b1-t1")
+BLOCK = MB3D(2, 16, 16, 40 / 48, residual="plain", bias=False, eps=1e-12)  # figures that six decimals do not hold
+ARCH = Arch(32, 3, (Patch(48, 8), ClassToken(), Position(), *[BLOCK] * 3, Head(4, pool="token")))
+
+
+def made_up(
+    archs: Sequence[Arch],
+    reference: Arch,
+    target: Target,
+    *,
+    rounds: int,
+    record: Callable[[Visit], None] = lambda visit: None,
+    done: Sequence[Visit] = (),
+    **how: Any,
+) -> list[Visit]:
+    """Visits in place of those that `nas.timing.time_sessions` makes: a million MACs take a millisecond."""
+    found = list(done)
+    for number in range(1 + max((visit.round for visit in done), default=-1), rounds):
+        for name, arch in [(REFERENCE, reference), *((one.id, one) for one in archs)]:
+            found.append(Visit(0, number, len(found), name, float(len(found)), (0.1 + macs(arch) / 1e6,) * 5))
+            record(found[-1])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    with (
+        patch("nas.measure.time_elsewhere", made_up),
+        patch("nas.measure.time_sessions", made_up),
+        patch("nas.timing.time_sessions", made_up),
+    ):
+        yield
+
+
+def test_a_table_tells_of_which_network_it_is() -> None:
+    table = measure_table(Remains(ARCH, ("heads",)), TARGET, tables_dir(), rounds=4)
+    space = table.open_space()
+    assert isinstance(space, Remains) and space.name == table.content.space
+    assert space.arch == ARCH and space.parts == {"heads"}
+    more = measure_table(Remains(ARCH, ("neurons",)), TARGET, tables_dir(), rounds=4)
+    space = more.open_space()
+    assert more.rows.keys() > table.rows.keys() and isinstance(space, Remains) and space.parts == {"neurons"}
+    assert validate(more, 4, seed=0)["mape"] < 0.05
+    with pytest.raises(InputError, match=f"networks of {space.name} have no codes"):
+        more.predict_many(np.zeros((1, 3), np.int64))
+
+
+def test_the_command_validates_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    table = measure_table(Remains(ARCH, ("heads",)), TARGET, tables_dir(), rounds=4)
+    monkeypatch.setattr("sys.argv", ["nas", "validate", table.path.name, "--nets", "3", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and json.loads(capsys.readouterr().out)["nets"] == 3
+
+
+def test_one_from_before_loads_and_says_what_it_lacks() -> None:
+    stem = measure_table(Remains(ARCH, ("heads",)), TARGET, tables_dir(), rounds=4).path
+    write(stem, replace(read(stem), remains_of=None))
+    with pytest.raises(InputError, match=f"remove its files, and `nas prune` with --target {TARGET.name}") as found:
+        LatencyTable.load(stem).open_space()
+    assert "\n" not in str(found.value)
