@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from compress.dense import Dense, compared
 from compress.sensitivity import frame_losses
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.spaces.frames import PARTS, Frame
+from search_spaces.zoo.vit import HEADS, vit
 
 PATCH = 8
 BLOCK = MB3D(2, 8, 8, 2.0, residual="plain", bias=False)
@@ -41,7 +44,7 @@ def test_losses_of_frames_add_up(grid: int, depth: int) -> None:
         return losing(frame, counts, frame.side) - whole
 
     dense: Any = SimpleNamespace(
-        arch=arch, framed=lambda frame: SimpleNamespace(arch=frame, weights=None), divergence=divergence
+        few=1, arch=arch, framed=lambda frame: SimpleNamespace(arch=frame, weights=None), divergence=divergence
     )
     found = frame_losses(dense, PARTS, lambda what: None)
     assert found[Frame(PATCH * grid, 16)] == 0
@@ -51,3 +54,11 @@ def test_losses_of_frames_add_up(grid: int, depth: int) -> None:
         side = frame.side if frame.rest == "merged" and halved else PATCH * grid
         own = losing(frame, counts_of(frame, side), side) - losing(frame, [], side)
         assert loss == pytest.approx(own + losing(frame, [], frame.side) - whole), frame.label
+
+
+def test_of_images_with_many_patches_fewer_are_run() -> None:
+    nothing = torch.zeros(0)
+    for arch, few, most in ((vit(HEADS["small"]), 32, 101), (vit(HEADS["small"]).at(64), 64, 1176)):
+        assert Dense(arch, {}, {}, {}, nothing, nothing, {}, {}).few == few
+        assert compared(arch, 5000) == most and compared(arch, 20) == 20
+    assert compared(vit(HEADS["small"]).at(1024), 256) == 32
