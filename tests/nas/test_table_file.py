@@ -147,6 +147,7 @@ def lacking(name: str) -> Callable[[Any], Any]:
         (having(protocol={"beat": "two"}), "protocol['beat'] is 'two', not a number"),
         (having(rows="many"), "rows is 'many', not a whole number"),
         (having(sha256=5), "sha256 is 5, not text"),
+        (lambda value: value | {"remains_of": {"arch": "{}"}}, "remains_of lacks parts"),
     ],
 )
 def test_a_json_of_other_fields_types_or_figures_is_refused(
