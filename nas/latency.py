@@ -323,8 +323,12 @@ class LatencyTable:
         return KeptRows.of(self.content.rows)
 
     def _missing(self, rows: tuple[Row, ...], what: str, classes: int | None) -> MissingLatency:
+        from search_spaces.spaces.remains import PREFIX
+
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         named = ", ".join(row.key for row in rows[:NAMED]) + more
         flag = "" if classes is None or classes in self.content.classes else f" --classes {classes}"
         mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{flag}`"
+        if self.content.space.startswith(PREFIX):
+            mend = f"`nas prune` of the table's network with --target {self.content.target} measures what may be left of it"
         return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of {what}: {named}; {mend}")

@@ -68,6 +68,8 @@ def test_a_table_tells_of_which_network_it_is() -> None:
     space = more.open_space()
     assert more.rows.keys() > table.rows.keys() and isinstance(space, Remains) and space.parts == {"neurons"}
     assert validate(more, 4, seed=0)["mape"] < 0.05
+    with pytest.raises(InputError, match=r"lacks \d rows .*; `nas prune` of the table's network with --target"):
+        more.predict(ARCH.with_classes(7))
     with pytest.raises(InputError, match=f"networks of {space.name} have no codes"):
         more.predict_many(np.zeros((1, 3), np.int64))
 
