@@ -129,14 +129,15 @@ def possible(dense: Arch, ms: Milliseconds, ratio: float, frame: Frame) -> float
         forms = [replace(spec, heads=heads, key_dim=key, value_dim=value) for heads, key, value in shapes]
         fewer = [replace(spec, ratio=count / state.channels) for count in sizes.hidden]
         for kind, base_work, base_ms in ((forms, 0.0, 0.0), (fewer, whole_work, whole_ms)):
-            costs = np.array([work.block(one, state) - base_work for one in kind])
-            groups.append(Group(place, costs, np.array([ms.block(one, state) - base_ms for one in kind])))
-    picks = solve(groups, {}, work.total(dense) / ratio - left_work)
+            done = np.array([work.block(one, state) - base_work for one in kind])
+            # At least so much work is to be left: the least milliseconds alone would be those of the smallest sizes.
+            groups.append(Group(place, -done, np.array([ms.block(one, state) - base_ms for one in kind])))
+    picks = solve(groups, {}, left_work - work.total(dense) / ratio)
     if picks is None:
         return 0.0
     for group, pick in zip(groups, picks, strict=True):
         assert pick is not None  # no block may go
-        left_work, left_ms = left_work + group.costs[pick], left_ms + group.losses[pick]
+        left_work, left_ms = left_work - group.costs[pick], left_ms + group.losses[pick]
     return float(ms.total(dense) / left_ms / (work.total(dense) / left_work))
 
 
@@ -285,6 +286,7 @@ def main() -> None:
     rivals, works, about = rivals_of(network, given.ratios)
     found = {target.name: on_target(target, network, rivals, works, given) for target in targets}
     options = f"--targets {' '.join(given.targets)} --size {given.size} --images {given.images} --rounds {given.rounds}"
+    options += "" if given.minutes is None else f" --minutes {given.minutes:g}"
     result = {
         "command": f"python benchmarks/prune_structure.py {options}",
         "machine": fingerprint(targets[0]),
