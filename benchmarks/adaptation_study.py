@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables import SHIPPED
-from nas.adaptation import NETS, adapt, choose_nets
+from nas.adaptation import adapt, choose_nets
 from nas.files import write_json
 from nas.latency import LatencyTable
 from nas.plan import VALIDATION_STREAM, draw
@@ -201,7 +201,7 @@ def main() -> None:
         "--from", dest="source", type=Path, default=next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
     )
     parser.add_argument("--left-out", action="store_true", help="each shipped table by the others")
-    parser.add_argument("--nets", type=int, default=NETS)
+    parser.add_argument("--nets", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("results/adaptation_study.json"))
     given = parser.parse_args()

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from latency_tables import SHIPPED
-from nas.adaptation import NETS
 from nas.files import write_json
 from nas.latency import LatencyTable
 from nas.measure import measure_table
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--space", default="hybrid_digits", choices=SPACES)
     parser.add_argument("--from", dest="sources", type=Path, action="append")
     parser.add_argument("--targets", nargs="+", default=["cpu-ort-fp32-b1-t2"])
-    parser.add_argument("--nets", type=int, default=NETS)
+    parser.add_argument("--nets", type=int, default=20)
     parser.add_argument("--validate", type=int, default=40, help="networks to validate on")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0)

@@ -39,7 +39,7 @@ def measure(
             "'known': all there are.",
         ),
     ] = None,
-    nets: Annotated[int | None, typer.Option("--nets", help="Networks to time for --from; 20 unless told.")] = None,
+    nets: Annotated[int | None, typer.Option("--nets", help="Networks to time for --from; 40 unless told.")] = None,
     json: Json = False,
 ) -> None:
     """Build the latency table of a space on this machine."""

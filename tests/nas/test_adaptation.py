@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.adaptation_study import TARGETS, Floats, by_likeness, counted, left_out, priced, trial
 from latency_tables import SHIPPED
-from nas.adaptation import NETS, adapt, check_sources, choose_nets
+from nas.adaptation import adapt, check_sources, choose_nets
 from nas.latency import LatencyTable
 from nas.measure import measure_table, table_stem
 from nas.plan import VALIDATION_STREAM, draw
@@ -27,6 +27,7 @@ from search_spaces.spaces import SPACES
 from tests.nas.test_measure import TARGET, lines, tiny, visits
 
 OTHER = Target.parse("cpu-ort-fp32-b2-t1")
+NETS = 20
 SEEDS = range(3)
 
 
