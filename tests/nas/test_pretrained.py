@@ -14,11 +14,14 @@ from compress import seeing
 from nas.cost import params
 from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
+from nas.pruning import prune_network
 from nas.train.loop import Recipe
 from search_spaces import InputError
 from search_spaces.blocks import Head, Patch
 from tests.compress.test_from_module import shuffled
 from tests.compress.test_slicing import network
+from tests.nas.pruning_toy import Prices, priced
+from tests.nas.test_data_folder import numbered, write
 from tests.nas.test_teachers import HUB, data_of, model_of, saved, wanted_scores
 
 MEAN, STD = (0.2, 0.4, 0.6), (0.1, 0.3, 0.5)
@@ -141,3 +144,20 @@ def test_a_timm_model_is_evaluated_and_retrained_with_another_number_of_classes(
     named = network_named(str(tmp_path / "run"))
     assert named.arch.classes == 10 and named.arch.image_size == 32 and 0 <= summary["test_acc"] <= 1
     assert isinstance(named.arch.blocks[0], Patch) and isinstance(named.arch.blocks[-1], Head)
+
+
+def test_a_timm_model_is_pruned_on_a_folder_of_other_classes(tmp_path: Path) -> None:
+    """A thousand classes become the folder's three, by a head that is fitted; what is left needs no timm."""
+    saved("test_vit", 1000, tmp_path / "w.safetensors")
+    for colour, name in enumerate(("cat", "dog", "owl")):
+        write(tmp_path / "images" / "train" / name, numbered(16), 100 * colour)
+        write(tmp_path / "images" / "val" / name, numbered(4), 100 * colour)
+    model, data = f"timm:test_vit@{tmp_path / 'w.safetensors'}", f"imagefolder:{tmp_path / 'images'}"
+    how: dict[str, Any] = {"target": Prices().target.name, "parts": ("heads", "neurons"), "images": 16}
+    with priced():
+        found = prune_network(model, data, tmp_path / "run", speedup=1.3, **how)
+    named = network_named(str(tmp_path / "run"))
+    assert named.network is not None and named.arch.classes == 3 and named.arch.image_size == 160
+    assert found["fitted_head"] == str(tmp_path / "run" / "dense") and found["before"]["acc"] > 0.9, "colours are easy"
+    assert found["after"]["measured_ms"] <= found["budget_ms"] and found["after"]["acc"] > 0.6
+    assert evaluate_network(str(tmp_path / "run"), data, "test", None)["acc"] == pytest.approx(found["after"]["acc"])

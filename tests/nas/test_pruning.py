@@ -62,7 +62,7 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
     before, after = found["before"], found["after"]
     assert after["measured_ms"] <= found["budget_ms"] and found["speedup_measured"] > 1.2
     times = {f"measured_{name}ms" for name in ("", "median_", "mean_", "p90_", "p95_")}
-    assert before.keys() == after.keys() == {"params", "macs", *times, "peak_mb", "acc"}
+    assert before.keys() == after.keys() == {"params", "macs", *times, "peak_mb", "acc", "distance"}
     assert after["macs"] < before["macs"] == macs(ARCH) and found["speedup_macs"] == before["macs"] / after["macs"]
     assert len(found["blocks"]) == 4 and all(0 <= row["ms_share"] <= 1 for row in found["blocks"])
     assert json.loads((out / "summary.json").read_text()) == found
@@ -87,7 +87,9 @@ def test_the_command_does_it_and_refuses_what_it_cannot(
     assert found["after"]["measured_ms"] <= found["budget_ms"] < found["before"]["measured_ms"]
     assert nas("describe", tmp_path / "again")["macs"] == found["after"]["macs"]
     wrong = ("--speedup", 2, "--adaptive", "--out", tmp_path / "wrong")
-    assert "--adaptive is of the training; add --train-epochs N" in nas("prune", model, *flags, *wrong, code=2)
+    assert "--adaptive is of patches that are dropped; add tokens to --parts" in nas(
+        "prune", model, *flags, *wrong, code=2
+    )
     assert "--max-drop is a share" in nas("prune", model, *flags, "--max-drop", 1, code=2)
     assert "nowhere is no zoo name" in nas("prune", "nowhere", *flags, "--speedup", 2, code=2)
     line = nas("prune", model, *flags, "--budget-ms", 1e-4, "--out", tmp_path / "never", code=3)
