@@ -54,7 +54,7 @@ Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table t
 class Command(TyperCommand):
     """A command that refuses an option given twice, of which it would silently take the last, unless it takes several."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its base is private
         """See click.
 
         Raises:

@@ -76,7 +76,7 @@ def prune_network(
         "network": job.source,
         "arch": job.named.arch.id,
         "data": dataset,
-        "table": job.table.path.stem,  # it may have got rows for other parts since
+        "table": job.table.path.name,  # it may have got rows for other parts since
         "budget_ms": budget_ms,
         "speedup": speedup,
         "images": images,

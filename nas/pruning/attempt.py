@@ -38,9 +38,8 @@ def healed_within(job: Job, files: Files, budget: float, healing: Healing) -> At
         BudgetError: nothing that is left of the network holds the budget.
     """
     made: list[Delivered] = []
-    room = (
-        SPARE * budget if healing.changes else budget
-    )  # another measurement of the same network is to hold it as well
+    # Another measurement of the same network is to hold the budget as well.
+    room = SPARE * budget if healing.changes else budget
 
     def make() -> tuple[Pruned, list[Times]]:
         found, before, after, file = within(job, room, files)

@@ -94,14 +94,7 @@ class Job:
         """What the images tell of the network."""
         batches = calibration_batches(self.data, self.seed, self.images)
         cost = Milliseconds(self.table)
-        found = prepare(
-            self.network,
-            cost,
-            batches,
-            moments=self.images,
-            parts=self.parts,
-            progress=lambda what: say(f"pruning: {what}"),
-        )
+        found = prepare(self.network, cost, batches, parts=self.parts, progress=lambda what: say(f"pruning: {what}"))
         for frame in found.idle:
             say(f"{frame.label}: no faster than the dense network on {self.table.target.name}, left out")
         return found
