@@ -7,21 +7,24 @@ from torch import Tensor, nn
 
 from nas.data import Data, Split
 
-__all__ = ["accuracy", "calibration_batches", "correct"]
+__all__ = ["accuracy", "best_classes", "calibration_batches", "correct"]
 
 BATCH = 250
 
 
 @torch.no_grad()
-def correct(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> NDArray[np.bool_]:
-    """(images,) whether the network's best class is the label, for the first `limit` images of a split in its fixed order."""
+def best_classes(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> NDArray[np.int64]:
+    """(images,) the class that the network scores highest, for the first `limit` images of a split in its fixed order."""
     model.eval()
     device = next(model.parameters()).device
-    hits = [
-        (model(images.to(device)).argmax(1).cpu() == labels)
-        for images, labels in data.loader(split, BATCH, limit=limit)
-    ]
-    return np.asarray(torch.cat(hits).numpy(), dtype=np.bool_)
+    found = [model(images.to(device)).argmax(1).cpu() for images, _ in data.loader(split, BATCH, limit=limit)]
+    return np.asarray(torch.cat(found).numpy(), dtype=np.int64)
+
+
+def correct(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> NDArray[np.bool_]:
+    """(images,) whether the network's best class is the label, for the first `limit` images of a split in its fixed order."""
+    found = best_classes(model, data, split, limit)
+    return np.asarray(found == data.labels(split)[: len(found)], dtype=np.bool_)
 
 
 def accuracy(model: nn.Module, data: Data, split: Split, limit: int | None = None) -> float:

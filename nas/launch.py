@@ -280,5 +280,5 @@ def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:
     """Images (N, C, H, W) on which an exported file is compared with its network, whole batches of them."""
     if dataset is None:
         return torch.cat([arch.example(batch, seed=index) for index in range(-(-RANDOM_IMAGES // batch))])
-    data = load_data(dataset, image_size=arch.image_size)
+    data = load_data(dataset, image_size=arch.image_size, labels=False)
     return torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)])

@@ -62,13 +62,15 @@ DATASETS: dict[str, Loader] = {  # as the user names it, with what follows a col
 }
 
 
-def load(name: str, *, image_size: int | None = None, seed: int = 0) -> Data:
+def load(name: str, *, image_size: int | None = None, seed: int = 0, labels: bool = True) -> Data:
     """The data set of that name, at its own image size unless one is given; images of a fixed size are resized to it.
 
-    The seed draws what the data set leaves open: how images are split, and which images are generated.
+    The seed draws what the data set leaves open: how images are split, and which images are generated. `labels` says whether they are
+    needed; where they are not, `imagefolder:PATH` may hold images alone.
 
     Raises:
-        InputError: there is no such data set, the image size is out of range, or its files are not as they should be.
+        InputError: there is no such data set, the image size is out of range, its files are not as they should be, or labels are needed
+            and it has none.
     """
     kind, colon, argument = name.partition(":")
     usage = next((usage for usage in DATASETS if usage.partition(":")[0] == kind), None)
@@ -79,4 +81,9 @@ def load(name: str, *, image_size: int | None = None, seed: int = 0) -> Data:
         raise InputError(f"the image size must be from {SMALLEST} to {LARGEST} pixels, not {image_size}")
     if seed < 0:
         raise InputError(f"the seed must be 0 or more, not {seed}")
-    return DATASETS[usage](argument, image_size, seed)
+    found = DATASETS[usage](argument, image_size, seed)
+    if labels and not found.labelled:
+        raise InputError(
+            f"{name} has images without labels, which this needs; put the images in a folder for each class"
+        )
+    return found

@@ -1,4 +1,4 @@
-"""What every data set offers: three splits of images with labels, and loaders over them."""
+"""What every data set offers: three splits of images, with labels unless the user has none, and loaders over them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -35,8 +35,13 @@ class Data(ABC):
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """The number of classes; 0 where images have no labels."""
         return len(self.class_names)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have labels."""
+        return self.classes > 0
 
     @property
     def channels(self) -> int:
@@ -49,7 +54,7 @@ class Data(ABC):
 
     @abstractmethod
     def labels(self, split: Split) -> Labels:
-        """Class indices (N,) in the fixed order."""
+        """Class indices (N,) in the fixed order; -1 where images have no labels."""
 
     def at(self, image_size: int) -> "Data":
         """The same images with `image_size` pixels a side."""

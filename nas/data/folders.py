@@ -1,5 +1,6 @@
-"""Folders of images: which files there are, of which class, and how they are split. Reads names only, no image."""
+"""Folders of images: which files there are, of which class if any, and how they are split. Reads names only, no image."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ HOLDOUT, HOLDOUT_LARGE, LARGE = 0.10, 0.05, 100_000  # part of train that is hel
 SHARE = 0.15  # of each class, for val and again for test, where a folder has no split of its own
 SPLIT, ORDER = 1, 2  # what a generator is for
 NAMED = 3  # differing classes that an error message names
+NONE = -1  # label of an image that has none
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files with their labels (N,)."""
+    """Image files with their labels (N,), which are -1 where there are none."""
 
     paths: tuple[str, ...]
     labels: Labels
@@ -33,30 +35,58 @@ class Files:
 def split_folder(root: Path, seed: int) -> tuple[tuple[str, ...], dict[Split, Files]]:
     """The class names in the order of their labels and the files of each split in its fixed order, which mixes the classes.
 
-    See `nas.data.imagefolder` for the layouts.
+    See `nas.data.imagefolder` for the layouts. Of images without classes there are no names.
 
     Raises:
-        InputError: the folder is missing, fits no layout, or a class has no or too few images.
+        InputError: the folder is missing, fits no layout, a class has no or too few images, or there are too few without classes.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give the one that holds train/ and val/, or a folder for each class")
     train, val, test = (root / name for name in SPLITS)
+    classes: tuple[str, ...] = ()
     if train.is_dir() and val.is_dir():
-        classes, files = _scan(train)
-        held = _same_classes(train, classes, val)
-        if test.is_dir():
-            splits: list[Files] = [files, held, _same_classes(train, classes, test)]
+        own = [train, val, *([test] if test.is_dir() else [])]
+        if all(_flat(folder) for folder in own):
+            named, scanned = {NONE: f"{train}"}, [_unlabelled(folder) for folder in own]
         else:
-            share = HOLDOUT if len(files.labels) < LARGE else HOLDOUT_LARGE
-            rest, chosen = _hold_out(files, classes, [share], seed)
-            splits = [rest, chosen, held]
+            classes, files = _scan(train)
+            named, scanned = _named(classes), [files, *(_same_classes(train, classes, folder) for folder in own[1:])]
+        splits = scanned if test.is_dir() else [*_held_out(scanned[0], named, seed), scanned[1]]
+    elif _flat(root):
+        splits = _hold_out(_unlabelled(root), {NONE: f"{root}"}, [SHARE, SHARE], seed)
     elif train.is_dir() and _subfolders(train):
         raise InputError(f"{root} holds train/ but no val/; add it, or give {train} to have its images split")
     else:
         classes, files = _scan(root)
-        splits = _hold_out(files, classes, [SHARE, SHARE], seed)
+        splits = _hold_out(files, _named(classes), [SHARE, SHARE], seed)
     mixed = [_mixed(part, [seed, ORDER, place]) for place, part in enumerate(splits)]
     return classes, dict(zip(SPLITS, mixed, strict=True))
+
+
+def _flat(folder: Path) -> bool:
+    """Whether a folder holds images and no folders, so that they have no classes."""
+    return not _subfolders(folder) and bool(_direct(folder))
+
+
+def _direct(folder: Path) -> list[str]:
+    """The image files that lie in a folder itself, sorted."""
+    return sorted(str(path) for path in folder.glob("[!.]*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+
+
+def _unlabelled(folder: Path) -> Files:
+    """The images of a folder without classes."""
+    paths = _direct(folder)
+    return Files(tuple(paths), np.full(len(paths), NONE))
+
+
+def _named(classes: tuple[str, ...]) -> dict[int, str]:
+    """What messages call the images of each label."""
+    return {label: f"the class {name}" for label, name in enumerate(classes)}
+
+
+def _held_out(train: Files, named: Mapping[int, str], seed: int) -> list[Files]:
+    """The training images but for those of search-validation, and these."""
+    return _hold_out(train, named, [HOLDOUT if len(train.labels) < LARGE else HOLDOUT_LARGE], seed)
 
 
 def _mixed(files: Files, seed: list[int]) -> Files:
@@ -107,17 +137,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _hold_out(files: Files, classes: tuple[str, ...], shares: list[float], seed: int) -> list[Files]:
-    """The rest of the files, then a part for each share; of every class each part has its share and at least one."""
+def _hold_out(files: Files, named: Mapping[int, str], shares: list[float], seed: int) -> list[Files]:
+    """The rest of the files, then a part for each share; of every label each part has its share and at least one."""
     parts: list[list[Labels]] = [[] for _ in range(len(shares) + 1)]
-    for label, name in enumerate(classes):
+    for place, (label, name) in enumerate(named.items()):
         indices = np.flatnonzero(files.labels == label)
         if len(indices) < len(parts):
             least = f"{len(parts)} are needed to split it"
-            raise InputError(
-                f"the class {name} (as {files.paths[indices[0]]}) has {len(indices)} images; {least}; add some"
-            )
-        indices = np.random.default_rng([seed, SPLIT, label]).permutation(indices)
+            raise InputError(f"{name} (as {files.paths[indices[0]]}) has {len(indices)} images; {least}; add some")
+        indices = np.random.default_rng([seed, SPLIT, place]).permutation(indices)
         ends = np.cumsum([max(1, round(share * len(indices))) for share in shares])
         for part, chosen in zip([*parts[1:], parts[0]], np.split(indices, ends), strict=True):
             part.append(chosen)

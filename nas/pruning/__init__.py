@@ -56,10 +56,12 @@ def prune_network(
     The rows that the target's table lacks for this network's sizes are measured first. A network over the budget is pruned
     further: the prediction's limit is lowered by what it was exceeded by; so is one whose file is. Where the data has other classes than the network, a
     classifier is fitted first. Accuracies are on the test split, read once at the end; what `max_drop` allows is of
-    search-validation. With `baselines` its rivals are there, too.
+    search-validation. Images without labels have no accuracy: `agreement` is the share on which the best class is the dense network's.
+    With `baselines` its rivals are there, too.
 
     Raises:
-        InputError: no such network or data, no weights, no or too many goals, or settings that do not fit.
+        InputError: no such network or data, no weights, no or too many goals, or settings that do not fit, or that need labels
+            which are not there.
         BudgetError: nothing that is left of the network holds the budget, or none that does holds the accuracy.
     """
     goal = Goal(budget_ms, speedup, max_drop)
@@ -70,7 +72,8 @@ def prune_network(
         raise InputError("nas prune is of one process; start it without torchrun, and train at length by nas retrain")
     if healing.adaptive and "tokens" not in parts:
         raise InputError("--adaptive is of patches that are dropped; add tokens to --parts")
-    job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign)
+    labels_for = "--max-drop" if max_drop is not None else "--train-epochs" if healing.epochs else None
+    job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign, labels_for)
     _check_healing(job, goal, healing)
     config = {
         "network": job.source,

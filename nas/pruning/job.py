@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from compress.finite import check_finite
 from compress.prune import Prunable, Pruned, prepare
-from nas.data import SPLITS, Data
+from nas.data import SPLITS, Data, Split
 from nas.data import load as load_data
-from nas.evaluate import calibration_batches
+from nas.data.base import Labels
+from nas.evaluate import best_classes, calibration_batches
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named
 from nas.progress import say
@@ -73,6 +75,19 @@ class Job:
         arch, ms = self.named.arch, self.table.predict(self.named.arch).ms
         return Pruned(arch, dict(self.network.state_dict()), ms, ms, 0.0, {}, whole_frame(arch))
 
+    def wanted(self, split: Split) -> Labels:
+        """The class (N,) that is right for each image of a split: its label, or the dense network's best class where there are none."""
+        if self.data.labelled:
+            return self.data.labels(split)
+        if split not in self._told:
+            self._told[split] = best_classes(self.network, self.data, split)
+        return self._told[split]
+
+    @cached_property
+    def _told(self) -> dict[Split, Labels]:
+        """The dense network's best classes of the splits that were asked for."""
+        return {}
+
     def teacher(self, temperature: float = Teacher.temperature) -> Teacher:
         """The dense network, to learn from."""
         return Teacher(self.network, self.named.arch.classes, temperature=temperature)
@@ -110,12 +125,15 @@ def job_of(
     parts: tuple[str, ...],
     seed: int,
     foreign: bool,
+    labels_for: str | None = None,
 ) -> Job:
     """The job that a user's names describe; the rows that the target's table lacks are measured first.
 
+    `labels_for` is the flag, if there is one, that a network with a classifier needs labels for.
+
     Raises:
-        InputError: no such network or data, no weights or such as are not finite, labels out of range, classes without images
-            where a classifier is to be fitted, or a table of another target or without the rows.
+        InputError: no such network or data, no weights or such as are not finite, labels that are needed and not there or out of
+            range, classes without images where a classifier is to be fitted, or a table of another target or without the rows.
     """
     named = network_named(name, weights=weights)
     if named.network is None:
@@ -123,15 +141,15 @@ def job_of(
             f"{name} has no weights to prune; give a run, a checkpoint, timm:NAME, hf:NAME, or --weights FILE"
         )
     check_finite(named.network.state_dict())
-    data = load_data(dataset, image_size=named.arch.image_size)
+    data = load_data(dataset, image_size=named.arch.image_size, labels=False)
     if not data.size("train"):
         raise InputError(f"{data.name} has no training images to calibrate on; add some")
     named = named.seeing(data)
     assert named.network is not None
     source, encoder = digest(named.network.state_dict()), named.arch.encoder
-    own_head = not encoder and data.classes != named.arch.classes
+    own_head = not encoder and data.labelled and data.classes != named.arch.classes
     if not encoder:
-        _check_labels(data)
+        _check_labels(data, labels_for)
     if own_head:
         check_labelled(data)
         named = named.of_classes(data.classes)
@@ -165,12 +183,18 @@ def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyT
     return found
 
 
-def _check_labels(data: Data) -> None:
-    """Refuse labels that are no classes.
+def _check_labels(data: Data, labels_for: str | None) -> None:
+    """Refuse labels that are no classes, and images without any where the flag `labels_for` is given.
 
     Raises:
         InputError: there are such.
     """
+    if not data.labelled:
+        if labels_for is not None:
+            raise InputError(
+                f"{labels_for} needs labels, which {data.name} does not have; leave it out, or put the images in a folder for each class"
+            )
+        return
     for split in SPLITS:
         labels = data.labels(split)
         wrong = labels[(labels < 0) | (labels >= data.classes)]

@@ -9,7 +9,7 @@ from nas.cost import macs, params
 from nas.peak_memory import peak_mb
 from nas.progress import say
 from nas.pruning.job import Job, Milliseconds
-from nas.pruning.judge import judged
+from nas.pruning.judge import judged, right
 from nas.train.features import mean_distance
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
@@ -66,9 +66,9 @@ def _figures(arch: Arch, times: dict[str, float], memory: dict[Arch, float]) -> 
 
 
 def _quality(job: Job, network: Network) -> dict[str, float | None]:
-    """On the test split: accuracy, or how far an encoder's features are from the dense one's."""
+    """On the test split: accuracy, without labels agreement with the dense network, or how far an encoder's features are from its."""
     distance = mean_distance(network, job.network, job.data, "test") if job.encoder else None
-    return {"acc": judged(job, network, "test"), "distance": distance}
+    return {**right(job, judged(job, network, "test")), "distance": distance}
 
 
 def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:

@@ -48,10 +48,12 @@ def write_pruned(out: Path, summary: dict[str, Any]) -> Path:
 def _headline(summary: dict[str, Any]) -> str:
     before, after = summary["before"], summary["after"]
     within = "" if summary["budget_ms"] is None else f", within a budget of {summary['budget_ms']:.4g} ms"
-    acc = "" if after["acc"] is None else f" Test accuracy was {before['acc']:.2%} and is {after['acc']:.2%}."
+    told = "" if after["acc"] is None else f" Test accuracy was {before['acc']:.2%} and is {after['acc']:.2%}."
+    if after.get("agreement") is not None:
+        told = f" On {after['agreement']:.2%} of the test images its best class is the dense network's."
     return (
         f"{before['measured_ms']:.4g} ms became {after['measured_ms']:.4g}, {summary['speedup_measured']:.2f} times as fast{within}; "
-        f"MACs fell {summary['speedup_macs']:.2f} times.{acc}"
+        f"MACs fell {summary['speedup_macs']:.2f} times.{told}"
     )
 
 

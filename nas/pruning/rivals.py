@@ -14,12 +14,11 @@ from compress.slicing import plan_block, shrink, weights_of
 from compress.statistics import collect
 from compress.uniform import by_magnitude, resized, uniform_sizes
 from nas.cost import macs, params
-from nas.data import Data
 from nas.evaluate import calibration_batches
 from nas.export import SUFFIX
 from nas.pruning.files import Files, quantised
 from nas.pruning.job import Job
-from nas.pruning.judge import judged
+from nas.pruning.judge import judged, right
 from nas.pruning.siblings import smaller_sibling
 from nas.runtimes import RUNTIMES
 from nas.tables import timed
@@ -73,8 +72,8 @@ def rival_rows(
         heal: trains rivals as long as the result was; None where nothing is trained.
 
     Returns:
-        JSON-ready: `name`, `note`, `params`, `macs`, `measured_ms`, `acc`; the figures are None where `note` says why a
-        rival cannot be had.
+        JSON-ready: `name`, `note`, `params`, `macs`, `measured_ms`, `acc`, `agreement` (of images without labels, in place of `acc`);
+        the figures are None where `note` says why a rival cannot be had.
     """
     arch, dense = job.named.arch, dict(job.network.state_dict())
     rows = [Rival("dense", model, arch, dense), Rival("pruned", "", found.arch, found.weights)]
@@ -89,23 +88,20 @@ def rival_rows(
 
 def _row(job: Job, one: Rival | Missing, ms: float | None) -> dict[str, Any]:
     if isinstance(one, Missing):
-        nothing = dict.fromkeys(("params", "macs", "measured_ms", "acc"))
+        nothing = dict.fromkeys(("params", "macs", "measured_ms", "acc", "agreement"))
         return {"name": one.name, "note": f"not available: {one.why}", **nothing}
-    figures = {"params": params(one.arch), "macs": macs(one.arch), "measured_ms": ms, "acc": _accuracy(job, one)}
+    figures = {"params": params(one.arch), "macs": macs(one.arch), "measured_ms": ms, **right(job, _share(job, one))}
     return {"name": one.name, "note": one.note, **figures}
 
 
-def _accuracy(job: Job, one: Rival) -> float | None:
+def _share(job: Job, one: Rival) -> float | None:
     """Share of the test split that it gets right: the file where there is one."""
     if one.file is None or job.encoder:
         return judged(job, network_of(one.arch, one.weights), "test")
-    return _file_accuracy(one.file, job.table.target.batch, job.data.at(one.arch.image_size))
-
-
-def _file_accuracy(path: Path, batch: int, data: Data) -> float:
-    session = RUNTIMES["ort"].from_file(path, Target("cpu", "ort", "int8", batch, threads=1))
-    hits = [session.run(images.numpy()).argmax(1) == labels.numpy() for images, labels in data.loader("test", 250)]
-    return float(np.concatenate(hits).mean())
+    session = RUNTIMES["ort"].from_file(one.file, Target("cpu", "ort", "int8", job.table.target.batch, threads=1))
+    data = job.data.at(one.arch.image_size)
+    found = [session.run(images.numpy()).argmax(1) for images, _ in data.loader("test", 250)]
+    return float((np.concatenate(found) == job.wanted("test")).mean())
 
 
 def _healed(one: Rival, heal: Heal) -> Rival:
@@ -115,7 +111,7 @@ def _healed(one: Rival, heal: Heal) -> Rival:
 def _sibling(job: Job, model: str) -> Rival | Missing:
     """The next smaller model of timm's family, as it is published."""
     try:
-        name, found = smaller_sibling(model, job.data.classes)
+        name, found = smaller_sibling(model, job.data.classes if job.data.labelled else job.named.arch.classes)
     except InputError as error:
         return Missing("sibling", str(error))
     network = found.seeing(job.data).network

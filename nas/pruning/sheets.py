@@ -15,9 +15,11 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
     "measured_p95_ms": ("p95", "{:.4g}"),
     "peak_mb": ("peak MB", "{:.1f}"),
     "acc": ("test accuracy", "{:.2%}"),
+    "agreement": ("best class as the dense network's", "{:.2%}"),
     "distance": ("distance of features", "{:.3g}"),
 }
-RIVAL = ("params", "macs", "measured_ms", "acc")  # of these, what is said of a rival
+RIVAL = ("params", "macs", "measured_ms")  # of these, what is said of a rival, and one of the next
+SHARES = ("acc", "agreement")
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,16 @@ def _figures(summary: dict[str, Any]) -> Sheet:
     rows = [
         (label, form.format(before[name]), form.format(after[name]), _change(before[name], after[name], name))
         for name, (label, form) in FIGURES.items()
-        if before[name] is not None  # encoders have no accuracy, and others no distance
+        if before.get(name) is not None  # encoders have no accuracy, and others no distance
     ]
     return Sheet("before and after", ("", "before", "after", "change"), rows)
 
 
 def _change(before: float, after: float, name: str) -> str:
-    """Accuracies differ by points; of all else the share counts, unless there was nothing before."""
+    """Shares of images differ by points; of all else the ratio counts, unless there was nothing before."""
     if not before:
         return ""
-    return f"{100 * (after - before):+.2f} points" if name == "acc" else f"{after / before - 1:+.1%}"
+    return f"{100 * (after - before):+.2f} points" if name in SHARES else f"{after / before - 1:+.1%}"
 
 
 def _blocks(summary: dict[str, Any]) -> Sheet:
@@ -66,11 +68,13 @@ def _blocks(summary: dict[str, Any]) -> Sheet:
 
 
 def _rivals(summary: dict[str, Any]) -> Sheet:
+    agreed = any(row.get("agreement") is not None for row in summary["baselines"])
+    names = (*RIVAL, "agreement" if agreed else "acc")
     rows = [
-        (row["name"], *("" if row[name] is None else FIGURES[name][1].format(row[name]) for name in RIVAL), row["note"])
+        (row["name"], *("" if row[name] is None else FIGURES[name][1].format(row[name]) for name in names), row["note"])
         for row in summary["baselines"]
     ]
-    return Sheet("beside its rivals, timed in one run", ("network", *(FIGURES[name][0] for name in RIVAL), ""), rows)
+    return Sheet("beside its rivals, timed in one run", ("network", *(FIGURES[name][0] for name in names), ""), rows)
 
 
 def print_sheets(summary: dict[str, Any]) -> None:

@@ -43,5 +43,5 @@ def smaller_sibling(name: str, classes: int) -> tuple[str, Named]:
         raise InputError(f"timm knows no smaller sibling of {name}")
     found = network_named(f"{TIMM}{sibling}")
     if found.arch.classes != classes:
-        raise InputError(f"{TIMM}{sibling} tells {found.arch.classes} classes apart, the data {classes}")
+        raise InputError(f"{TIMM}{sibling} tells {found.arch.classes} classes apart, not {classes}")
     return f"{TIMM}{sibling}", found

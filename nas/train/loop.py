@@ -206,9 +206,11 @@ def _batches(data: Data, recipe: Recipe, epoch: int, first: int, accelerator: An
     count, own = accelerator.num_processes, accelerator.process_index
     if count > 1:
         loader = prepare_data_loader(loader, num_processes=count, process_index=own, split_batches=True)
-    mix = mixer(recipe.mixup, recipe.cutmix, data.classes) if recipe.mixup or recipe.cutmix else None
+    mix = mixer(recipe.mixup, recipe.cutmix, max(data.classes, 1)) if recipe.mixup or recipe.cutmix else None
     for step, ((side, _), (images, labels)) in enumerate(zip(plan, loader, strict=True), first):
         images, labels = resized(images.to(accelerator.device), side), labels.to(accelerator.device)
+        if not data.labelled:  # all are of one class then, of which nothing is learned
+            labels = torch.zeros_like(labels)
         yield (images, labels) if mix is None else mixed(images, labels, mix, recipe.seed, step * count + own)
 
 

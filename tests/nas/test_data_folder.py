@@ -125,12 +125,49 @@ def make(root: Path, folders: dict[str, int]) -> Path:
         ({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "test": 3}, "test has no images"),
         ({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 0}, "class folder .*b has no images"),
         ({**{f"train/{name}": 2 for name in "abcdefg"}, "val/a": 1, "val/b": 1}, "c, d, e and 2 more only in"),
+        ({".": 2}, r"\(as .*000\.png\) has 2 images; 3 are needed to split it"),
+        ({"train": 1, "val": 5}, r"train \(as .*000\.png\) has 1 images; 2 are needed"),
+        ({"train": 5, "val": 5, "test/a": 5, "test/b": 5}, "train has no images"),
+        ({"train/a": 5, "train/b": 5, "val": 5}, "val has no images"),
+        ({".": 5, "cat": 5}, "only the class cat"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_said_in_one_line(tmp_path: Path, folders: dict[str, int], said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         opened(make(tmp_path, folders))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        ({".": 40, ".hidden": 5}, [28, 6, 6]),
+        ({"train": 20, "val": 4}, [18, 2, 4]),
+        ({"train": 20, "val": 4, "test": 5, ".": 3}, [20, 4, 5]),
+    ],
+)
+def test_images_without_classes_are_split_and_have_no_labels(
+    tmp_path: Path, folders: dict[str, int], sizes: list[int]
+) -> None:
+    root = make(tmp_path, folders)
+    (root / "notes.txt").touch()
+    data = load(f"imagefolder:{root}", image_size=16, labels=False)
+    assert isinstance(data, ImageFolderData) and not data.labelled and data.classes == 0
+    assert [data.size(split) for split in SPLITS] == sizes
+    assert len({path for split in SPLITS for path in data.files[split].paths}) == sum(sizes)
+    assert all((data.labels(split) == -1).all() for split in SPLITS)
+    images, labels = next(iter(data.loader("test", 2)))
+    assert images.shape == (2, 3, 16, 16) and labels.tolist() == [-1, -1]
+    with pytest.raises(InputError, match="has images without labels, which this needs; put the images in a folder"):
+        opened(root)
+
+
+def test_files_beside_class_folders_are_passed_over(root: Path) -> None:
+    without = opened(root).files
+    write(root, numbered(3))
+    write(root / "train", numbered(3))
+    assert load(f"imagefolder:{root}", labels=False).labelled
+    assert all(opened(root).files[split].paths == without[split].paths for split in SPLITS)
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:

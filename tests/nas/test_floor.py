@@ -149,7 +149,7 @@ def test_an_int8_target_is_judged_by_its_file(vit: Path, tmp_path: Path) -> None
         session = RUNTIMES["ort"].from_file(quantised(job, ARCH, path, tmp_path / "b.onnx"), INT8.target)
         images, labels = small.tensors("val").tensors
         wanted = float((session.run(images.numpy()).argmax(1) == labels.numpy()).mean())
-        with patch("nas.pruning.judge.accuracy", side_effect=AssertionError("judged in float")):
+        with patch("nas.pruning.judge.best_classes", side_effect=AssertionError("judged in float")):
             assert judged(job, job.network, "val") == wanted > 0.5
             found = prune_network(
                 str(vit), "toy", tmp_path / "run", speedup=1.3, max_drop=0.9, **{**HOW, "target": INT8.target.name}

@@ -62,7 +62,7 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
     before, after = found["before"], found["after"]
     assert after["measured_ms"] <= found["budget_ms"] and found["speedup_measured"] > 1.2
     times = {f"measured_{name}ms" for name in ("", "median_", "mean_", "p90_", "p95_")}
-    assert before.keys() == after.keys() == {"params", "macs", *times, "peak_mb", "acc", "distance"}
+    assert before.keys() == after.keys() == {"params", "macs", *times, "peak_mb", "acc", "agreement", "distance"}
     assert after["macs"] < before["macs"] == macs(ARCH) and found["speedup_macs"] == before["macs"] / after["macs"]
     assert len(found["blocks"]) == 4 and all(0 <= row["ms_share"] <= 1 for row in found["blocks"])
     assert json.loads((out / "summary.json").read_text()) == found

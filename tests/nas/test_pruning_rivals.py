@@ -1,6 +1,7 @@
 """What pruning is compared with: each rival within the budget by the table or the clock, or a line that says why there is none."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from compress.prune import Pruned
 from compress.uniform import resized, uniform_sizes
 from nas.cost import macs, params
 from nas.data import load
-from nas.evaluate import accuracy
+from nas.evaluate import accuracy, best_classes
 from nas.networks import Named
 from nas.pruning import rivals as module
 from nas.pruning import siblings
@@ -102,6 +103,17 @@ def test_int8_is_the_dense_file_quantised(tmp_path: Path) -> None:
     assert b"QuantizeLinear" in (tmp_path / "dense.int8.onnx").read_bytes()
 
 
+def test_without_labels_rivals_are_told_by_how_often_they_agree_with_the_dense_network(tmp_path: Path) -> None:
+    job = job_on(TARGET)
+    job = replace(job, data=replace(job.data, class_names=()))
+    rows = by_name(job, 0.6 * ms_of(ARCH), tmp_path)
+    assert all(row["acc"] is None for row in rows.values()) and rows["dense"]["agreement"] == 1.0
+    small, images = job.named.at(24).network, job.data.at(24)
+    agreed = (best_classes(small, images, "test") == best_classes(job.network, job.data, "test")).mean()
+    assert rows["resolution"]["agreement"] == agreed and 0.5 < rows["int8"]["agreement"] <= 1
+    assert rows["sibling"]["agreement"] is None
+
+
 def test_what_cannot_be_had_says_why_in_a_line(tmp_path: Path) -> None:
     rows = by_name(job_on(Target.parse("cpu-eager-fp32-b1-t1")), 1e-3, tmp_path)
     for name in NAMES[2:]:
@@ -160,7 +172,7 @@ def test_a_sibling_comes_with_its_published_weights(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(siblings, "network_named", lambda name: named)
     assert smaller_sibling("timm:deit_small_patch16_224", 10) == ("timm:deit_tiny_patch16_224", named)
     for name, classes, line in [
-        ("timm:deit_small_patch16_224", 9, "tells 10 classes apart, the data 9"),
+        ("timm:deit_small_patch16_224", 9, "tells 10 classes apart, not 9"),
         ("timm:deit_small_patch16_224@file.safetensors", 10, "are a file"),
         ("timm:deit_tiny_patch16_224", 10, "knows no smaller sibling"),
     ]:
