@@ -16,7 +16,7 @@ from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_onnx, check_reads_onnx, export_onnx
 from nas.latency import LatencyTable
-from nas.networks import network_named
+from nas.networks import Named, network_named
 from nas.peak_memory import peak_mb, weights_mb
 from nas.processes import leads
 from nas.runtimes import RUNTIMES
@@ -26,11 +26,12 @@ from nas.tables import find_table, measured_ms, space_of, table_path
 from nas.target import Target
 from nas.thresholded import compare
 from nas.timing import time_networks
+from nas.train.features import follow_features, mean_distance
 from nas.train.loop import Recipe
 from nas.train.retrain import load_network
 from nas.train.retrain import retrain as run_retrain
 from nas.train.supernet import load_supernet
-from nas.train.teachers import teacher_named
+from nas.train.teachers import feature_teacher, teacher_named
 from nas.train.thresholds import Budget, budget_of, learn_thresholds
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
@@ -90,17 +91,19 @@ def retrain_network(
     table: Path | None = None,
     target: str | None = None,
     target_cost: float | None = None,
+    fresh_head: bool = False,
     foreign: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """`nas retrain`: accuracies on the test split, read once training is over.
+    """`nas retrain`: accuracies on the test split, read once training is over; of an encoder the distance of its features from the teacher's.
 
     With `image_size` it is the network at that size, from the same weights. Those of training at several depths are on
     search-validation. With `thresholds`, the patches kept are learned too, against a budget in ms if there is a table or target;
-    `target_cost` is that budget, by default what the network costs with the numbers of patches in its specs.
+    `target_cost` is that budget, by default what the network costs with the numbers of patches in its specs. An encoder follows an
+    encoder's features, without labels, unless `fresh_head` gives it a classifier.
 
     Raises:
-        InputError: no such network or teacher, they do not fit the data, or what is set needs something that is not.
+        InputError: no such network or teacher, an encoder without one, they do not fit the data, or what is set needs something that is not.
     """
     _check_flags(
         thresholds,
@@ -110,6 +113,13 @@ def retrain_network(
     )
     named = network_named(name, budget_ms, weights)
     named = named if image_size is None else named.at(image_size)
+    if fresh_head and not named.arch.encoder:
+        raise InputError(f"--fresh-head is of an encoder, and {name} has a classifier; leave it out")
+    if named.arch.encoder and not fresh_head:
+        of_classes = {"--thresholds": thresholds, "--teacher-weight": teacher_weight, "--temperature": temperature}
+        of_classes |= {"--sides": recipe.sides or None, "--mixed-depth": recipe.mixed_depth}
+        _check_encoder(name, teacher, of_classes)
+        return _followed(named, dataset, recipe, out, teacher, resume=resume)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
     named = named.seeing(data)
     if named.supernet is None:
@@ -133,6 +143,39 @@ def retrain_network(
     return {**found, **more, "weights": str(out / "weights.safetensors")}
 
 
+def _followed(named: Named, dataset: str, recipe: Recipe, out: Path, teacher: str, *, resume: bool) -> dict[str, Any]:
+    """Train an encoder to give its teacher's features; the distance on the test split, read once training is over."""
+    if named.arch.keeping(adaptive=False) != named.arch:
+        raise InputError(
+            f"encoder {named.arch.id} has thresholds, which are learned with labels; give it without them, as in `calibrated` of its run"
+        )
+    data = _training_data(dataset, named.arch.image_size, with_teacher=True, labels=False)
+    named, guide = named.seeing(data), feature_teacher(teacher, data)
+    start = named.start_weights(data, recipe.seed)
+    follow_features(named.arch, data, recipe, out, guide, start=start, resume=resume)
+    if not leads():  # of several processes, the first evaluates
+        return {}
+    distance = mean_distance(load_network(out)[0], guide.network, data, "test")
+    return {
+        "test_acc": None,
+        "teacher_acc": None,
+        "test_distance": distance,
+        "weights": str(out / "weights.safetensors"),
+    }
+
+
+def _check_encoder(name: str, teacher: str | None, of_classes: dict[str, object]) -> None:
+    """Refuse an encoder without a teacher, and flags of what it does not have."""
+    if teacher is None:
+        raise InputError(
+            f"{name} is an encoder: name the one whose features it is to follow with --teacher, or give it a classifier of the data's "
+            "classes with --fresh-head"
+        )
+    given = [flag for flag, value in of_classes.items() if value is not None and value is not False]
+    if given:
+        raise InputError(f"{given[0]} is of networks with classes, and {name} is an encoder; leave it out")
+
+
 def _check_flags(
     thresholds: bool, budget: dict[str, object], teacher: str | None, distillation: dict[str, object]
 ) -> None:
@@ -145,10 +188,10 @@ def _check_flags(
         raise InputError(f"{given[0]} is of the distillation; name its teacher with --teacher")
 
 
-def _training_data(name: str, image_size: int, *, with_teacher: bool) -> Data:
+def _training_data(name: str, image_size: int, *, with_teacher: bool, labels: bool = True) -> Data:
     """The data at the network's size; for a teacher no smaller than they are by themselves, as the network's are resized then."""
-    data = load_data(name, image_size=image_size)
-    own = load_data(name).image_size if with_teacher else image_size
+    data = load_data(name, image_size=image_size, labels=labels)
+    own = load_data(name, labels=labels).image_size if with_teacher else image_size
     return data.at(max(image_size, own))
 
 

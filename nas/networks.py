@@ -49,12 +49,13 @@ class Named:
         return replace(self, arch=arch, network=network)
 
     def of_classes(self, classes: int) -> "Named":
-        """The same network for another number of classes; its classifier is fresh then, and that is said."""
-        if classes == self.arch.classes:
+        """The same network for another number of classes, or an encoder with a classifier; it is fresh then, and that is said."""
+        if classes == self.arch.classes and not self.arch.encoder:
             return self
         if self.network is None:
             return replace(self, arch=self.arch.with_classes(classes))
-        say(f"the network tells {self.arch.classes} classes apart, the data {classes}: its classifier starts afresh")
+        own = "is an encoder" if self.arch.encoder else f"tells {self.arch.classes} classes apart"
+        say(f"the network {own}, the data has {classes} classes: its classifier starts afresh")
         network = with_new_head(self.network, classes)
         return replace(self, arch=network.arch, network=network)
 

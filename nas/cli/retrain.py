@@ -9,7 +9,7 @@ from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed
 
 __all__ = ["retrain"]
 
-TEACHER = "What is distilled from: a retrain run, contours_vit or digits_vit, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors."
+TEACHER = "What is distilled from: a retrain run, contours_vit or digits_vit, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors; for an encoder any encoder, whose features it follows."
 SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
@@ -17,6 +17,7 @@ DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it
 THRESHOLDS = (
     "Learn how many patches each image keeps: a mean cost of what the network's token_prune blocks keep is held."
 )
+FRESH = "Give an encoder a classifier of the data's classes, which starts afresh, and train that."
 TABLE = "With --thresholds: latency table whose ms are the cost, else MACs are."
 TARGET = "With --thresholds: target whose ms are the cost, from this machine's table of it."
 COST = "With --thresholds: mean cost to hold, in ms with --table or --target, else in MACs."
@@ -50,6 +51,7 @@ def retrain(
     cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
     sides: Annotated[str | None, typer.Option("--sides", help=SIDES)] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", min=1, help=SIZE)] = None,
+    fresh_head: Annotated[bool, typer.Option("--fresh-head", help=FRESH)] = False,
     mixed_depth: Annotated[bool, typer.Option("--mixed-depth", help=DEPTH)] = False,
     thresholds: Annotated[bool, typer.Option("--thresholds", help=THRESHOLDS)] = False,
     table: Annotated[Path | None, typer.Option("--table", help=TABLE)] = None,
@@ -96,6 +98,7 @@ def retrain(
         foreign=foreign_table,
         target=target,
         target_cost=target_cost,
+        fresh_head=fresh_head,
         resume=resume,
     )
     show(found, json)

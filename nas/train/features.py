@@ -1,6 +1,7 @@
 """Training an encoder, which has no classes, to give the features of another."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from compress import feature_distance
 from nas.data import Data, Split
-from nas.runs import Run
-from nas.train.loop import Objective, Recipe, fit
-from nas.train.retrain import Teacher, asked, fresh_network
+from nas.processes import leads
+from nas.train.loop import Objective, Recipe, check_shared, fit
+from nas.train.retrain import Teacher, asked, begun, fresh_network
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
@@ -28,26 +29,32 @@ def follow_features(
     out: Path,
     teacher: Teacher,
     *,
-    start: dict[str, Tensor],
+    start: dict[str, Tensor] | None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train the encoder `arch` from the weights `start` into the run folder `out`, by a teacher alone; returns the run's summary.
+    """Train the encoder `arch` from the weights `start`, or from fresh ones, into the run folder `out`, by a teacher alone.
+
+    Processes that torchrun started train it together; the first writes and measures, for the others the summary is empty.
 
     Returns:
-        `val_distance`, see `compress.feature_distance`, on search-validation; `weights`.
+        The run's summary: `val_distance`, see `compress.feature_distance`, on search-validation; `weights`.
 
     Raises:
         InputError: teacher and network give other numbers of features, or `out` holds another run.
     """
     if teacher.classes != arch.classes:
         raise InputError(f"the teacher gives {teacher.classes} features, the network {arch.classes}; choose another")
-    run = Run.start(out, "retrain", asked(arch, data, recipe, start, teacher), resume=resume)
+    check_shared(recipe)
+    run = begun(out, asked(arch, data, recipe, start, teacher), resume)
     if run.summary is not None:
         return run.summary
-    with run.locked():
+    with run.locked() if leads() else nullcontext():
         network = fresh_network(arch, recipe.seed)
-        network.load_state_dict(start)
+        if start is not None:
+            network.load_state_dict(start)
         fit(network, _following(teacher, arch, recipe), data, recipe, out / "checkpoint.pt", f"train {out.name}")
+        if not leads():
+            return {}
         run.save_network(arch, network.state_dict())
         found = {"val_distance": mean_distance(network, teacher.network, data)}
         summary = run.finish({**found, "weights": str(out / "weights.safetensors")})

@@ -21,7 +21,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides
 
-__all__ = ["Teacher", "asked", "check_fit", "fresh_network", "load_network", "retrain"]
+__all__ = ["Teacher", "asked", "begun", "check_fit", "fresh_network", "load_network", "retrain"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def retrain(
     """
     check_fit(arch, data, recipe, teacher)
     check_shared(recipe)
-    run = _begun(out, asked(arch, data, recipe, start, teacher), resume)
+    run = begun(out, asked(arch, data, recipe, start, teacher), resume)
     if run.summary is not None:
         return run.summary
     with run.locked() if leads() else nullcontext():
@@ -125,8 +125,12 @@ def retrain(
     return summary
 
 
-def _begun(out: Path, config: dict[str, Any], resume: bool) -> Run:
-    """The run, which the first of several processes begins, and the others find."""
+def begun(out: Path, config: dict[str, Any], resume: bool) -> Run:
+    """The training run, which the first of several processes begins, and the others find.
+
+    Raises:
+        InputError: as `Run.start`.
+    """
     if processes() == 1:
         return Run.start(out, "retrain", config, resume=resume)
     run = Run.start(out, "retrain", config, resume=resume) if leads() else None

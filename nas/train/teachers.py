@@ -1,4 +1,4 @@
-"""Teachers by name: a retrain run, a network that ships, or a timm model with its pretrained weights or those of a file."""
+"""Teachers by name: a retrain run, a network that ships, or a timm model with its pretrained weights or those of a file; any encoder."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from nas.data import Data
+from nas.networks import network_named
 from nas.pretrained import TIMM, timm_model
 from nas.shipped import NAMES, shipped_network
 from nas.train.retrain import Teacher, load_network
+from search_spaces.arch import Network
+from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
-__all__ = ["Adapted", "teacher_named"]
+__all__ = ["Adapted", "feature_teacher", "teacher_named"]
 
 
 class Adapted(nn.Module):
@@ -52,12 +55,34 @@ def teacher_named(name: str, data: Data, weight: float | None = None, temperatur
     )
 
 
+def feature_teacher(name: str, data: Data) -> Teacher:
+    """The encoder whose features another is to give: whatever names a network that has weights and no classifier.
+
+    Raises:
+        InputError: it names none, or one without weights or with a classifier.
+    """
+    named = network_named(name)
+    if not named.arch.encoder:
+        raise InputError(
+            f"the teacher {name} has a classifier, the network none; give the encoder whose features it is to follow"
+        )
+    if named.network is None:
+        raise InputError(f"the teacher {name} has no weights; give a run, a checkpoint, timm:NAME or hf:NAME")
+    network = named.seeing(data).network
+    assert network is not None, "it has weights"
+    return Teacher(_sized(network, data), network.arch.classes)
+
+
 def _own(name: str, data: Data) -> tuple[nn.Module, int]:
     """A network that ships or that of a retrain run, and how many classes it tells apart."""
     network = shipped_network(name) if name in NAMES else load_network(Path(name))[0]
-    arch = network.arch
-    size = (arch.image_size, arch.image_size)
-    return Adapted(network, size, torch.tensor(data.mean), torch.tensor(data.std), data).eval(), arch.classes
+    return _sized(network, data), network.arch.classes
+
+
+def _sized(network: Network, data: Data) -> nn.Module:
+    """A network for images as `data` normalises them, which gets them in its own size."""
+    size = (network.arch.image_size, network.arch.image_size)
+    return Adapted(network, size, torch.tensor(data.mean), torch.tensor(data.std), data).eval()
 
 
 def _timm(name: str, data: Data) -> tuple[nn.Module, int]:

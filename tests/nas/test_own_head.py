@@ -60,7 +60,7 @@ def ten(vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_classes_get_a_head_of_their_own(ten: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = prune_network(str(ten), "toy", tmp_path / "run", speedup=1.5, **HOW)
     assert found["before"]["acc"] > 0.8 and found["fitted_head"] == str(tmp_path / "run" / "dense")
-    assert "the network tells 10 classes apart, the data 4" in capsys.readouterr().err
+    assert "the network tells 10 classes apart, the data has 4 classes" in capsys.readouterr().err
     dense, arch, run = load_network(tmp_path / "run" / "dense")
     assert arch == ARCH and run.summary is not None and run.summary["val_acc"] == accuracy(dense, toy(IMAGES), "val")
     given, own = load_weights(ten), dense.state_dict()
