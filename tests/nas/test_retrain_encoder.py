@@ -119,7 +119,7 @@ def test_what_an_encoder_cannot_be_is_refused_in_one_line(
 ) -> None:
     block = replace(ENCODER.blocks[3], heads=3)
     wide = replace(
-        ENCODER, blocks=(replace(ENCODER.blocks[0], channels=48), *ENCODER.blocks[1:3], block, ENCODER.blocks[-1])
+        ENCODER, blocks=(replace(ENCODER.blocks[0], width=48), *ENCODER.blocks[1:3], block, ENCODER.blocks[-1])
     )
     (tmp_path / "arch.json").write_text(ENCODER.to_json())
     save_weights(tmp_path / "wide.safetensors", dict(wide.build().state_dict()), wide)
