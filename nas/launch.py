@@ -21,8 +21,9 @@ from nas.peak_memory import peak_mb, weights_mb
 from nas.processes import leads
 from nas.runtimes import RUNTIMES
 from nas.search.engine import Plan, run_search, supernet_config
+from nas.search.places import Place, Times, budgets_each
 from nas.search.score import Scorer
-from nas.tables import find_table, measured_ms, space_of, table_path
+from nas.tables import find_table, find_tables, measured_ms, space_of, table_path
 from nas.target import Target
 from nas.thresholded import compare
 from nas.timing import time_networks
@@ -46,33 +47,52 @@ TIMED_IMAGES = 64  # that a file whose time depends on the image is timed on, on
 
 def search_supernet(
     supernet: Path,
-    table: Path | None,
-    target: str | None,
+    tables: Sequence[Path],
+    targets: Sequence[str],
     plan: Plan,
     out: Path,
     *,
+    budgets: Sequence[Times] = (),
     foreign: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """`nas search`: winners of the budgets, their architecture files relative to `out`.
 
+    Winners hold the budgets on every target: of `tables` and then of `targets`, with the plan's on all of them unless `budgets` has some for
+    each. Peak memory is that on the first.
+
     Raises:
-        InputError: no such supernet or table, or a table of another machine.
+        InputError: no such supernet or table, a table of another machine, a target twice, or budgets for other than each of them.
         BudgetError: a budget cannot be met.
     """
+    each = budgets_each(budgets or [plan.budgets], max(1, len(tables) + len(targets)))
     model, run = load_supernet(supernet)
-    prices = find_table(table, target, lambda: model.space)
-    prices.check_machine(foreign)
+    prices = find_tables(tables, targets, lambda: model.space)
+    for table in prices:
+        table.check_machine(foreign)
     data = load_data(run.config["data"], image_size=model.space.largest.image_size)
 
-    def measure(archs: Sequence[Arch]) -> list[float]:
-        return measured_ms(archs, prices, plan.seed)
-
     def memory(archs: Sequence[Arch]) -> list[float]:
-        return peak_mb(archs, prices.target)
+        return peak_mb(archs, prices[0].target)
 
-    config, score = supernet_config(supernet, out, prices), Scorer(model, data, plan.seed)
-    return run_search(model.space, prices, score, measure, plan, out, config, memory=memory, resume=resume)
+    first, *beside = (
+        Place(table.target.name, table, partial(measured_ms, table=table, seed=plan.seed), own)
+        for table, own in zip(prices, each, strict=True)
+    )
+    config, score = supernet_config(supernet, out, *prices), Scorer(model, data, plan.seed)
+    return run_search(
+        model.space,
+        first.prices,
+        score,
+        first.measure,
+        plan,
+        out,
+        config,
+        target=first.name,
+        beside=beside,
+        memory=memory,
+        resume=resume,
+    )
 
 
 def retrain_network(

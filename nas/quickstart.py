@@ -145,6 +145,7 @@ class Quickstart:
             plan,
             out,
             supernet_config(self.out / "supernet", out, table),
+            target=self.target.name,
             memory=memory,
             resume=True,
         )
@@ -184,14 +185,14 @@ class Quickstart:
                 winner.candidate.arch.id: self.retrained(winner.candidate.arch, teacher) for winner in winners
             }
             self.timings = self._timed(winners, table)
-            winners = [replace(one, measured_ms=self.timings[one.candidate.arch.id]["ms"]) for one in winners]
+            winners = [replace(one, measured=(self.timings[one.candidate.arch.id]["ms"],)) for one in winners]
             over = [winner for winner in winners if winner.measured_ms > winner.budget_ms]
             if not over:
                 return winners
             winners = [self._tighter(search, winner) if winner in over else winner for winner in winners]
         raise BudgetError(
             f"exported networks still miss their budgets after {VERIFICATIONS} rounds, though the cheapest network is predicted "
-            f"at {table.predict(search.cheapest).ms:.4g} ms: the machine is too noisy to time on"
+            f"at {table.predict(search.cheapest[0]).ms:.4g} ms: the machine is too noisy to time on"
         )
 
     def _timed(self, winners: list[Winner], table: LatencyTable) -> dict[str, dict[str, float]]:
@@ -219,7 +220,7 @@ class Quickstart:
         say(
             f"{winner.candidate.arch.id} exported takes {taken:.4g} ms, over {budget:.4g}; solving again below {limit:.4g}"
         )
-        return search.winner(winner.budget_ms, limit)
+        return search.winner((budget,), (limit,))
 
     def _result(self, winner: Winner, peak: float) -> dict[str, Any]:
         arch = winner.candidate.arch

@@ -16,7 +16,7 @@ from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
 
-__all__ = ["find_table", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
+__all__ = ["find_table", "find_tables", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
 
 MOVED = 0.05  # share by which the clock may differ from the table's without a word
 
@@ -69,6 +69,22 @@ def find_table(path: Path | None, target: str | None, space: Callable[[], Measur
         return LatencyTable.load(table_path(path))
     assert target is not None
     return measure_table(space(), Target.parse(target), tables_dir(), resume=True)
+
+
+def find_tables(paths: Sequence[Path], targets: Sequence[str], space: Callable[[], Measurable]) -> list[LatencyTable]:
+    """The table of each path or name and then of each target, see `find_table`; nothing is measured before all is known to be right.
+
+    Raises:
+        InputError: neither is given, or two are of the same target.
+    """
+    if not paths and not targets:
+        return [find_table(None, None, space)]
+    loaded = [LatencyTable.load(table_path(path)) for path in paths]
+    names = [*(table.target.name for table in loaded), *(Target.parse(name).name for name in targets)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given twice, by --table or --target; give each target once")
+    return [*loaded, *(find_table(None, name, space) for name in targets)]
 
 
 def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int, rounds: int = ROUNDS) -> list[Timing]:

@@ -5,16 +5,20 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Foreign, Json, Out, Resume, Seed, TablePath, TargetName, budgets, show
+from nas.cli.options import Foreign, Json, Out, Resume, Seed, budgets, show
 
 __all__ = ["search"]
+
+BUDGETS = "Milliseconds: A[,B...]; with several targets given once for all, or once each, and winners hold theirs on every one."
+TABLE = "Latency table (.csv or .json) that `nas measure` wrote, or a name that `nas tables` lists; may be repeated."
+TARGET = "Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1; may be repeated. Tables come before targets."
 
 
 def search(
     supernet: Annotated[Path, typer.Option("--supernet", help="Run folder that `nas train` wrote.")],
-    budget_ms: Annotated[str, typer.Option("--budget-ms", help="Milliseconds: A[,B...].")],
-    table: TablePath = None,
-    target: TargetName = None,
+    budget_ms: Annotated[list[str], typer.Option("--budget-ms", help=BUDGETS)],
+    table: Annotated[list[Path] | None, typer.Option("--table", help=TABLE)] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help=TARGET)] = None,
     searcher: Annotated[str, typer.Option("--searcher", help="nsga2.")] = "nsga2",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Networks to evaluate.")] = 60,
     out: Out = Path("results/search"),
@@ -27,5 +31,9 @@ def search(
     from nas.launch import search_supernet
     from nas.search.engine import Plan
 
-    plan = Plan(budgets(budget_ms), trials, searcher, seed)
-    show(search_supernet(supernet, table, target, plan, out, foreign=foreign_table, resume=resume), json)
+    each = [budgets(text) for text in budget_ms]
+    plan = Plan(each[0], trials, searcher, seed)
+    found = search_supernet(
+        supernet, table or (), target or (), plan, out, budgets=each, foreign=foreign_table, resume=resume
+    )
+    show(found, json)

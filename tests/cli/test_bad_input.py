@@ -66,8 +66,12 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         ),
         (("report", "nowhere"), ("nowhere", "no run")),
         (
-            ("search", "--supernet", "s", "--table", "a.csv", "--budget-ms", 1, "--table=b.csv"),
-            ("--table is given 2 times; give it once",),
+            ("search", "--supernet", "s", "--table", "a.csv", "--budget-ms", 1, "--supernet=t"),
+            ("--supernet is given 2 times; give it once",),
+        ),
+        (
+            ("search", "--supernet", "s", *("--table", "a.csv") * 2, "--target", "b", *("--budget-ms", 1) * 2),
+            ("--budget-ms is given 2 times for 3 targets; give it once for all, or once each",),
         ),
         (
             ("prune", "m", "--data", "digits", "--target", "cpu-ort-fp32-b1-t1", "--target", "cpu-ort-fp32-b1-t2"),

@@ -68,6 +68,11 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     for result in results["results"]:
         assert result["measured_ms"] <= result["budget_ms"] and result["peak_mb"] > 0
         assert (tmp_path / "found" / result["arch"]).is_file() and 0 < result["search_acc"] <= 1
+    beside = ("--table", adapted["table"], "--budget-ms", 2 * most, "--budget-ms", 1000)
+    (result,) = nas(*search, *beside, "--out", tmp_path / "both")["results"]
+    assert [one["target"] for one in result["targets"]] == [TARGET, "cpu-ort-fp32-b2-t1"]
+    assert [one["budget_ms"] for one in result["targets"]] == [2 * most, 1000]
+    assert result["targets"][0]["measured_ms"] == result["measured_ms"] < result["targets"][1]["measured_ms"]
 
     for command in (("export", "--out", tmp_path / "e"), ("profile",)):
         assert "choose one with --budget-ms" in nas(*command, tmp_path / "found", code=2)

@@ -62,6 +62,8 @@ def test_winners_hold_their_budgets_and_grow_with_them(tmp_path: Path) -> None:
         assert result["measured_ms"] <= budget
         arch = Arch.from_json((tmp_path / "s" / result["arch"]).read_text())
         assert result["predicted_ms"] == pytest.approx(macs(arch))
+        figures = {name: result[name] for name in ("budget_ms", "predicted_ms", "measured_ms")}
+        assert result["targets"] == [{"target": None, **figures}]
 
 
 def test_the_peak_memory_of_the_winners_is_asked_for_once_all_is_done(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_a_finished_search_answers_lower_limits_from_its_records(tmp_path: Path)
         return score(arch)
 
     again = Search(SPACE, Prices(), finals_only, honest, plan, Run.open(tmp_path / "s", "search"))
-    assert again.winner(1.0, limit_ms=0.8).candidate.high <= 0.8
+    assert again.winner((1.0,), (0.8,)).candidate.high <= 0.8
 
 
 def test_a_tight_budget_is_held_by_the_cheapest_network(tmp_path: Path) -> None:
