@@ -36,6 +36,13 @@ PAPERS: dict[str, tuple[float | None, float | None]] = {  # millions of paramete
     "deit_small_patch16_224": (22.1, 4.6),
     "deit_base_patch16_224": (86.6, 17.5),
     "asvit_deit_small": (22.1, 3.0),
+    "mobile_former_26m": (3.2, 0.026),
+    "mobile_former_52m": (3.5, 0.052),
+    "mobile_former_96m": (4.6, 0.096),
+    "mobile_former_151m": (7.6, 0.151),
+    "mobile_former_214m": (9.4, 0.214),
+    "mobile_former_294m": (11.4, 0.294),
+    "mobile_former_508m": (14.0, 0.508),
 }
 HEADS = range(1, 17)  # of the DeiTs to compare with
 

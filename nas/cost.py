@@ -24,7 +24,8 @@ UNCOUNTED = (
 )
 ZERO_OPS = (  # and leaves these out, rightly
     "add sub rsub mul div abs mean sum gelu silu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
-    "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as"
+    "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as "
+    "maximum hardsigmoid hardswish hardtanh"
 )
 
 
@@ -98,13 +99,17 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
     from search_spaces.blocks.residual import QuickGelu, Residual
+    from search_spaces.blocks.side_tokens import SideTokensModule
+    from search_spaces.blocks.streams import HeadAttention
     from search_spaces.blocks.token_prune import TokenPruneModule
 
-    zeros = (nn.BatchNorm2d, nn.LayerNorm, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.Identity)
-    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+    zeros = (*norms, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
+    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, SideTokensModule)
     attention = {
         Attention: _count_attention,
         GridAttention: _count_grid_attention,
+        HeadAttention: _count_head_attention,
         AttentionPoolModule: _count_attention_pool,
         TokenPruneModule: _count_token_prune,
     }
@@ -142,6 +147,12 @@ def _count_token_prune(module: Any, inputs: tuple[Any, ...], output: Any) -> Non
         module.total_ops += given.x[:, module.prefix :].numel()
     elif module.merges and module.fewer:
         module.total_ops += given.keys[:, ::2].numel() * (given.keys.shape[1] // 2)
+
+
+def _count_head_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Both matmuls of queries (B, C, n) with keys (B, C, m)."""
+    q, k, _ = inputs
+    module.total_ops += 2 * q.numel() * k.shape[2]
 
 
 def _count_grid_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

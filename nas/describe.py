@@ -5,7 +5,7 @@ from typing import Any
 from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.latency import LatencyTable
 from search_spaces.arch import Arch
-from search_spaces.states import Map, State, Tokens
+from search_spaces.states import Map, State, Streams, Tokens
 
 __all__ = ["describe"]
 
@@ -19,7 +19,8 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
 
     Returns:
         `id`, `params`, `macs`, `macs_fvcore`, `macs_thop`, `predicted_ms` with its band `low` and `high`, and `blocks`:
-        for each its `index`, `kind`, `label`, `output` shape without the batch, `params`, `macs` and `ms`.
+        for each its `index`, `kind`, `label`, `output` shape without the batch (of a map with tokens beside it first the map's, then
+        theirs), `params`, `macs` and `ms`.
 
     Raises:
         MissingLatency: the table lacks rows of the network.
@@ -56,4 +57,6 @@ def _shape(state: State) -> list[int]:
         return [state.channels, state.height, state.width]
     if isinstance(state, Tokens):
         return [state.count, state.channels]
+    if isinstance(state, Streams):
+        return [*_shape(state.map), state.count, state.width]
     return [state.classes]

@@ -10,7 +10,7 @@ from nas.page import html_figure, html_table, write_page
 from nas.pruning.page import write_pruned
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
-from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, Patch, Stem
+from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, MobileFormerEmbed, Patch, Stem
 from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
@@ -67,7 +67,7 @@ def sketch(arch: Arch) -> str:
 def _stages(arch: Arch) -> list[list[BlockSpec]]:
     stages: list[list[BlockSpec]] = []
     for spec in arch.blocks:
-        if isinstance(spec, Stem | Embed | AttentionEmbed | Patch):
+        if isinstance(spec, Stem | Embed | AttentionEmbed | MobileFormerEmbed | Patch):
             stages.append([])
         if not isinstance(spec, Head):
             stages[-1].append(spec)

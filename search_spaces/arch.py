@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row, TokenPrune
+from search_spaces.blocks.streams import Pair
 from search_spaces.errors import InputError
 from search_spaces.states import Logits, Map, State, Tokens
 from search_spaces.tokens import Chosen, Kept
@@ -59,7 +60,7 @@ class Network(nn.Module):
         return torch.cat(logits)
 
     def _run(self, x: Tensor, trace: list[Chosen] | None) -> Tensor:
-        state: Tensor | Kept = x
+        state: Tensor | Kept | Pair = x
         for position, loop, *asked in self.schedule:
             block = self.blocks[position]
             state = block(state) if loop is None and not any(asked) else block(state, loop, *asked)

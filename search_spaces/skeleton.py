@@ -13,6 +13,7 @@ from search_spaces.resize import resized
 
 __all__ = ["Stats", "average_moments", "handed_in", "skeleton"]
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Stats = dict[str, Tensor]  # BN buffers of a network, by their names in the network
 
 
@@ -50,7 +51,7 @@ def average_moments(arch: Arch, weights: Mapping[str, Tensor], batches: Iterable
     """
     device = next(iter(weights.values())).device
     network = skeleton(arch, device, moments=True).eval()
-    norms = {name: part for name, part in network.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    norms = {name: part for name, part in network.named_modules() if isinstance(part, BATCH_NORMS)}
     stats: Stats = {}
     if not norms:
         return stats
@@ -79,6 +80,6 @@ def average_moments(arch: Arch, weights: Mapping[str, Tensor], batches: Iterable
 def _forget_moments(module: nn.Module) -> None:
     """Make every BN of `module` use the statistics of its batch."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, BATCH_NORMS):
             part.track_running_stats = False
             part.running_mean = part.running_var = part.num_batches_tracked = None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Logits", "Map", "Scorer", "State", "Tokens", "tokens_of"]
+__all__ = ["Logits", "Map", "Scorer", "State", "Streams", "Tokens", "tokens_of"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,32 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """A feature map and learned tokens beside it; tensors are pairs of (B, channels, height, width) and (B, count, width)."""
+
+    map: Map
+    count: int  # of the tokens
+    width: int  # of each
+
+    @property
+    def channels(self) -> int:
+        """Those of the map."""
+        return self.map.channels
+
+
+@dataclass(frozen=True)
 class Logits:
     """Class scores; tensors are (B, classes)."""
 
     classes: int
 
 
-State = Map | Tokens | Logits
+State = Map | Tokens | Streams | Logits
 
 
-def tokens_of(state: Map | Tokens) -> Tokens:
-    """The token view of a map, row by row; tokens stay as they are."""
+def tokens_of(state: Map | Tokens | Streams) -> Tokens:
+    """The token view of a map, row by row, without tokens beside it; tokens stay as they are."""
     if isinstance(state, Tokens):
         return state
+    state = state.map if isinstance(state, Streams) else state
     return Tokens(state.positions, state.channels, (state.height, state.width))

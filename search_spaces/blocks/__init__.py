@@ -5,12 +5,17 @@ from search_spaces.blocks.attention_pool import AttentionPool
 from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
+from search_spaces.blocks.lite_bottleneck import LiteBottleneck
 from search_spaces.blocks.map_attention import MapAttention
 from search_spaces.blocks.mb3d import MB3D
 from search_spaces.blocks.mb4d import MB4D
+from search_spaces.blocks.mobile_former import MobileFormer
+from search_spaces.blocks.mobile_former_embed import MobileFormerEmbed
+from search_spaces.blocks.mobile_former_pool import MobileFormerPool
 from search_spaces.blocks.norm import Norm
 from search_spaces.blocks.patch import ClassToken, Patch
 from search_spaces.blocks.position import Position
+from search_spaces.blocks.side_tokens import SideTokens
 from search_spaces.blocks.stem import Stem
 from search_spaces.blocks.token_prune import TokenPrune
 
@@ -24,11 +29,16 @@ __all__ = [
     "ClassToken",
     "Embed",
     "Head",
+    "LiteBottleneck",
     "MapAttention",
+    "MobileFormer",
+    "MobileFormerEmbed",
+    "MobileFormerPool",
     "Norm",
     "Patch",
     "Position",
     "Row",
+    "SideTokens",
     "Stem",
     "TokenPrune",
 ]
@@ -47,4 +57,9 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "map_attention": MapAttention,
     "attention_embed": AttentionEmbed,
     "attention_pool": AttentionPool,
+    "lite_bottleneck": LiteBottleneck,
+    "side_tokens": SideTokens,
+    "mobile_former": MobileFormer,
+    "mobile_former_embed": MobileFormerEmbed,
+    "mobile_former_pool": MobileFormerPool,
 }

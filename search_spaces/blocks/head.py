@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
-from search_spaces.states import Logits, Map, State, Tokens, tokens_of
+from search_spaces.blocks.streams import Pair
+from search_spaces.states import Logits, Map, State, Streams, Tokens, tokens_of
 from search_spaces.tokens import Kept, unpack
 
 __all__ = ["Head"]
@@ -17,7 +18,7 @@ NORMS = ("layer", "batch", "none")
 
 
 class HeadModule(nn.Module):
-    """(B, N, C), (B, C, H, W) or `Kept` -> (B, classes), or (B, C) without a classifier."""
+    """(B, N, C), (B, C, H, W), `Kept` or a map with tokens beside it -> (B, classes), or (B, C) without a classifier."""
 
     def __init__(self, spec: "Head", state: Tokens) -> None:
         super().__init__()
@@ -37,8 +38,9 @@ class HeadModule(nn.Module):
             return nn.Identity()
         return nn.BatchNorm2d(channels, eps=spec.eps) if spec.norm == "batch" else nn.LayerNorm(channels, eps=spec.eps)
 
-    def forward(self, given: Tensor | Kept) -> Tensor:
+    def forward(self, given: Tensor | Kept | Pair) -> Tensor:
         """Pool, before the norm or after it, and score the classes."""
+        given = given[0] if isinstance(given, tuple) else given
         kept = given if isinstance(given, Kept) else Kept(given)
         pooled = self.norm(kept.x).mean((2, 3)) if self.on_map else self._of_tokens(kept)
         logits: Tensor = self.head(pooled[:, 0] if self.tokens > 1 else pooled)
@@ -78,7 +80,7 @@ class HeadModule(nn.Module):
 class Head(BlockSpec):
     """Linear classifier of the mean over the patches; `distilled` adds a second one whose logits are averaged in.
 
-    Fused and merged tokens count in the mean as all the patches that they stand for.
+    Fused and merged tokens count in the mean as all the patches that they stand for; tokens beside a map do not.
     `mean_first`: the mean over places before the LN, as in SReT, not after it. `pool` token: the class token in its place, and
     the second classifier's is the distillation token behind it (DeiT, arXiv 2012.12877, section 4).
     `norm` batch: BN of a map, as in EfficientFormerV2 (arXiv 2212.08059), in place of LN; none: no norm. `classes` 0: no classifier, an
@@ -111,9 +113,9 @@ class Head(BlockSpec):
             )
 
     def _input(self, state: State) -> Tokens:
-        if not isinstance(state, Map | Tokens):
+        if not isinstance(state, Map | Tokens | Streams):
             raise ValueError(f"a head takes tokens or a map, got {state}")
-        if self.norm == "batch" and not isinstance(state, Map):
+        if self.norm == "batch" and isinstance(state, Tokens):
             raise ValueError(f"a head with BN takes a map, got {state}; norm must be layer")
         source = tokens_of(state)
         if self.pool == "token" and not source.prefix:
@@ -149,7 +151,7 @@ class Head(BlockSpec):
         if self.pool == "mean":
             dims += (("fused", 1),) if source.fused else ()
             dims += (("sized", 1),) if source.sized else ()
-        return (Row("head.map" if isinstance(state, Map) else "head", source.count, dims),)
+        return (Row("head" if isinstance(state, Tokens) else "head.map", source.count, dims),)
 
     def build(self, state: State) -> nn.Module:
         return HeadModule(self, self._input(state))

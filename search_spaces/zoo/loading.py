@@ -12,12 +12,18 @@ from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
-from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, sret, vit
+from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, mobile_former, sret, vit
 from search_spaces.zoo.released import Entry, Family, Naming, check, fitted, places
 
 __all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]
 
-FAMILIES: tuple[Family, ...] = (efficientformer.FAMILY, efficientformerv2.FAMILY, sret.FAMILY, vit.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    efficientformer.FAMILY,
+    efficientformerv2.FAMILY,
+    sret.FAMILY,
+    vit.FAMILY,
+    mobile_former.FAMILY,
+)
 OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
 ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
 SIDES = range(1024, 15, -16)

@@ -16,15 +16,21 @@ from search_spaces.blocks import (
     ClassToken,
     Embed,
     Head,
+    LiteBottleneck,
     MapAttention,
+    MobileFormer,
+    MobileFormerEmbed,
+    MobileFormerPool,
     Norm,
     Patch,
     Position,
+    SideTokens,
     Stem,
     TokenPrune,
 )
+from search_spaces.blocks.streams import Pair
 from search_spaces.regrid import grid_of
-from search_spaces.states import Logits, Map, Scorer, State, Tokens
+from search_spaces.states import Logits, Map, Scorer, State, Streams, Tokens
 from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
@@ -33,6 +39,7 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Stem(6), Map(1, 15, 17)),
         (Stem(8, convs=3), Map(3, 16, 16)),
         (Stem(8, act="gelu"), Map(3, 16, 16)),
+        (Stem(8, convs=1, act="relu6", bias=False), Map(3, 15, 16)),
     ],
     "position": [
         (Position(), Map(8, 4, 4)),
@@ -79,6 +86,8 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (Head(3, mean_first=True), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
         (Head(3, norm="none"), Tokens(1, 6, (1, 1))),
         (Head(0, pool="token"), Tokens(13, 6, (3, 4), prefix=1)),
+        (Head(3, mean_first=True), Streams(Map(6, 3, 5), 2, 8)),
+        (Head(3, norm="batch"), Streams(Map(6, 3, 5), 2, 8)),
     ],
     "token_prune": [
         (TokenPrune(5), Tokens(12, 6, (3, 4), scored_by=Scorer(2, 8))),
@@ -117,14 +126,40 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (AttentionEmbed(12, 2, 4, 8), Map(8, 4, 4)),
         (AttentionEmbed(5, 3, 2, 7), Map(6, 3, 5)),
     ],
+    "lite_bottleneck": [
+        (LiteBottleneck(8), Map(8, 4, 4)),
+        (LiteBottleneck(12, 3, 2, groups=4), Map(8, 5, 7)),
+    ],
+    "side_tokens": [(SideTokens(3, 8), Map(6, 3, 5))],
+    "mobile_former": [
+        (MobileFormer(8, 3), Streams(Map(8, 4, 4), 3, 8)),
+        (MobileFormer(12, 4, groups=4), Streams(Map(8, 3, 5), 2, 16)),
+        (MobileFormer(6, 1.5, to_former=False), Streams(Map(8, 3, 5), 2, 8)),
+        (MobileFormer(6, 1.5, to_mobile=False), Streams(Map(6, 3, 5), 2, 8)),
+    ],
+    "mobile_former_embed": [
+        (MobileFormerEmbed(12), Streams(Map(8, 4, 4), 3, 8)),
+        (MobileFormerEmbed(12, 3, 2, groups=4), Streams(Map(8, 5, 7), 2, 16)),
+        (MobileFormerEmbed(6, 2, 3, to_former=False), Streams(Map(8, 3, 5), 2, 8)),
+        (MobileFormerEmbed(6, 2, 3, to_mobile=False), Streams(Map(8, 3, 5), 2, 8)),
+    ],
+    "mobile_former_pool": [
+        (MobileFormerPool(10), Streams(Map(8, 4, 4), 3, 8)),
+        (MobileFormerPool(10, 2, groups=4), Streams(Map(8, 3, 5), 2, 8)),
+        (MobileFormerPool(10, to_former=False), Streams(Map(8, 3, 5), 2, 8)),
+    ],
 }
 ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]
 
 
-def given(state: State) -> torch.Tensor | Kept:
+def given(state: State) -> torch.Tensor | Kept | Pair:
     """A batch of two as the block gets it."""
     generator = torch.Generator().manual_seed(0)
     assert not isinstance(state, Logits)
+    if isinstance(state, Streams):
+        sides = state.map.height, state.map.width
+        x = torch.randn(2, state.channels, *sides, generator=generator)
+        return x, torch.randn(2, state.count, state.width, generator=generator)
     if isinstance(state, Tokens) and (state.scored_by or state.pruned):
         places = torch.arange(state.patches).expand(2, -1) if state.pruned and not state.sized else None
         score = torch.rand(2, state.patches, generator=generator) / state.patches if state.scored_by else None
@@ -156,6 +191,10 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
         assert isinstance(promised, Tokens)
         count = promised.count if out.mask is None else out.mask.shape[1]  # in training all tokens stay
         assert out.x.shape == (2, count, promised.channels)
+    elif isinstance(promised, Streams):
+        x, z = out
+        assert x.shape == (2, promised.channels, promised.map.height, promised.map.width)
+        assert z.shape == (2, promised.count, promised.width)
     elif isinstance(promised, Map):
         assert out.shape == (2, promised.channels, promised.height, promised.width)
     elif isinstance(promised, Tokens):
@@ -204,6 +243,7 @@ def test_sizes_that_can_shrink_are_named() -> None:
 def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: State) -> None:
     module = spec.build(state)
     out = module(given(state))
+    out = torch.cat([part.flatten() for part in out]) if isinstance(out, tuple) else out
     out = out.mask if isinstance(out, Kept) and out.mask is not None else out.x if isinstance(out, Kept) else out
     if not list(module.parameters()):
         return
@@ -224,6 +264,8 @@ def fitting(spec: BlockSpec, state: State) -> BlockSpec:
 def test_other_shapes_have_other_row_keys(kind: str, spec: BlockSpec, state: State) -> None:
     """A row must not be shared by sub-blocks that take different times."""
     wider: State = Map(state.channels * 2, 16, 16)
+    if isinstance(state, Streams):
+        wider = Streams(wider, state.count + 1, state.width)
     if isinstance(state, Tokens):
         wider = replace(state, count=state.count + 36, channels=12, grid=(6, 8))
     assert not {row.key for row in spec.rows(state)} & {row.key for row in fitting(spec, wider).rows(wider)}
@@ -234,6 +276,10 @@ def finer(state: State) -> State:
     assert not isinstance(state, Logits)
     if isinstance(state, Map):
         return replace(state, height=2 * state.height, width=2 * state.width)
+    if isinstance(state, Streams):
+        finest = finer(state.map)
+        assert isinstance(finest, Map)
+        return replace(state, map=finest)
     rows, columns = state.grid
     return replace(state, count=state.count + 3 * rows * columns, grid=(2 * rows, 2 * columns))
 

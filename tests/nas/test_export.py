@@ -29,10 +29,15 @@ from search_spaces.blocks import (
     ClassToken,
     Embed,
     Head,
+    LiteBottleneck,
     MapAttention,
+    MobileFormer,
+    MobileFormerEmbed,
+    MobileFormerPool,
     Norm,
     Patch,
     Position,
+    SideTokens,
     Stem,
 )
 from search_spaces.tokens import Chosen
@@ -104,6 +109,22 @@ VIT = Arch(  # class token, distillation token and two registers
 )
 
 
+STREAMS = Arch(  # a map and three tokens; the second to last block changes the map's width
+    64,
+    3,
+    (
+        Stem(16, convs=1, act="relu6", bias=False),
+        LiteBottleneck(16, groups=2),
+        SideTokens(3, 32),
+        MobileFormerEmbed(24, groups=2),
+        MobileFormer(24, 3, groups=2),
+        MobileFormer(32, 2),
+        MobileFormerPool(64, groups=2),
+        Head(5, norm="none"),
+    ),
+)
+
+
 def test_files_have_no_fused_attention(tmp_path: Path) -> None:
     """Which exporters take apart in a way of their own, so that files would differ from what tables are measured on."""
     built = fresh_network(VIT, 0).eval()
@@ -117,7 +138,9 @@ def test_files_have_no_fused_attention(tmp_path: Path) -> None:
     assert kinds[0] == kinds[1] and kinds[0]["Softmax"] == 2
 
 
-@pytest.mark.parametrize(("arch", "batch"), [(VIT, 1), (VIT, 2), (FORMS, 1), (FORMS, 2), (MAPS, 1), (MAPS.at(40), 2)])
+@pytest.mark.parametrize(
+    ("arch", "batch"), [(VIT, 1), (VIT, 2), (FORMS, 1), (FORMS, 2), (MAPS, 1), (MAPS.at(40), 2), (STREAMS, 2)]
+)
 def test_every_form_of_block_is_exported(arch: Arch, batch: int, tmp_path: Path) -> None:
     """By dynamo for users, and by the fast exporter for timing."""
     built = fresh_network(arch, 0).eval()
