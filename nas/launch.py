@@ -136,10 +136,15 @@ def retrain_network(
     if fresh_head and not named.arch.encoder:
         raise InputError(f"--fresh-head is of an encoder, and {name} has a classifier; leave it out")
     if named.arch.encoder and not fresh_head:
-        of_classes = {"--thresholds": thresholds, "--teacher-weight": teacher_weight, "--temperature": temperature}
-        of_classes |= {"--sides": recipe.sides or None, "--mixed-depth": recipe.mixed_depth}
-        _check_encoder(name, teacher, of_classes)
-        return _followed(named, dataset, recipe, out, teacher, resume=resume)
+        of_classes = {
+            "--thresholds": thresholds,
+            "--teacher-weight": teacher_weight is not None,
+            "--temperature": temperature is not None,
+            "--sides": bool(recipe.sides),
+            "--mixed-depth": recipe.mixed_depth,
+        }
+        guide_name = _encoders_teacher(name, teacher, of_classes)
+        return _followed(named, dataset, recipe, out, guide_name, resume=resume)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
     named = named.seeing(data)
     if named.supernet is None:
@@ -184,16 +189,17 @@ def _followed(named: Named, dataset: str, recipe: Recipe, out: Path, teacher: st
     }
 
 
-def _check_encoder(name: str, teacher: str | None, of_classes: dict[str, object]) -> None:
-    """Refuse an encoder without a teacher, and flags of what it does not have."""
+def _encoders_teacher(name: str, teacher: str | None, of_classes: dict[str, bool]) -> str:
+    """The teacher of an encoder; refused are none, and flags of what an encoder does not have, where they are given."""
     if teacher is None:
         raise InputError(
             f"{name} is an encoder: name the one whose features it is to follow with --teacher, or give it a classifier of the data's "
             "classes with --fresh-head"
         )
-    given = [flag for flag, value in of_classes.items() if value is not None and value is not False]
+    given = [flag for flag, is_given in of_classes.items() if is_given]
     if given:
         raise InputError(f"{given[0]} is of networks with classes, and {name} is an encoder; leave it out")
+    return teacher
 
 
 def _check_flags(

@@ -110,11 +110,12 @@ class Search:
         plan: Plan,
         run: Run,
         *,
+        target: str | None = None,
         beside: Sequence[Place] = (),
     ) -> None:
-        """Read what an earlier process recorded in `run`; `beside` are further targets, on which winners hold budgets of their own."""
+        """Read what an earlier process recorded in `run`; `target` and `beside` as in `run_search`."""
         self.space, self.score, self.plan, self.run = space, score, plan, run
-        self.places = (Place(None, prices, measure, plan.budgets), *beside)
+        self.places = (Place(target, prices, measure, plan.budgets), *beside)
         self.budgets = [*rows(self.places)]
         self.evaluated: dict[str, Candidate] = {}
         self.finals: dict[str, float] = {}
@@ -253,9 +254,9 @@ def _recorded(times: Times) -> float | Times:
     return times[0] if len(times) == 1 else times
 
 
-def _each(recorded: float | list[float]) -> Times:
+def _each(recorded: float | Sequence[float]) -> Times:
     """Times from a record."""
-    return tuple(recorded) if isinstance(recorded, list) else (recorded,)
+    return tuple(recorded) if isinstance(recorded, Sequence) else (recorded,)
 
 
 def tightened(limit: float, predicted: float, budget: float, measured: float) -> float:
@@ -307,7 +308,7 @@ def run_search(
     if run.summary is not None:
         return run.summary
     with run.locked():
-        search = Search(space, prices, score, measure, plan, run, beside=beside)
+        search = Search(space, prices, score, measure, plan, run, target=target, beside=beside)
         search.explore()
         winners = search.winners()
         peaks = [None] * len(winners) if memory is None else memory([winner.candidate.arch for winner in winners])

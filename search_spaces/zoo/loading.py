@@ -148,7 +148,8 @@ def with_new_head(network: Network, classes: int) -> Network:
     """The network for another number of classes: all weights but those of its classifiers, which are fresh."""
     found = network.arch.with_classes(classes).build()
     wanted, own = found.state_dict(), network.state_dict()
-    found.load_state_dict({name: own[name] if own[name].shape == new.shape else new for name, new in wanted.items()})
+    kept = {name: own[name] for name, new in wanted.items() if name in own and own[name].shape == new.shape}
+    found.load_state_dict({**wanted, **kept})
     return found.train(network.training)
 
 

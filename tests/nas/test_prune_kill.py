@@ -16,8 +16,10 @@ import torch
 
 from nas.cli import main
 from nas.files import TEMPORARY
-from nas.runs import Run, digest
-from tests.nas.pruning_toy import PARTS, TARGET, priced, trained_vit
+from nas.runs import Run, digest, save_weights
+from nas.train.retrain import fresh_network
+from tests.nas.pruning_toy import ARCH, PARTS, TARGET, priced
+from tests.nas.toy import toy
 
 STAGES = {  # what there is of a run once a stage has begun
     "calibration": "dense-ms.json",
@@ -38,7 +40,7 @@ def prune(vit: Path, out: Path) -> None:
     words = ("--data", "toy", "--target", TARGET.name, "--speedup", "2.5", "--images", "64", "--parts", ",".join(PARTS))
     training = ("--train-epochs", "3", "--batch-size", "32")
     sys.argv = ["nas", "prune", str(vit), *words, *training, "--out", str(out), "--resume"]
-    with priced():
+    with priced(data=toy(256)):
         main()
 
 
@@ -60,7 +62,8 @@ def outcome(out: Path) -> Any:
 
 @pytest.mark.timeout(200)
 def test_a_pruning_that_was_killed_in_each_stage_comes_to_the_same(tmp_path: Path) -> None:
-    vit, whole, out = trained_vit(tmp_path), tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    vit, whole, out = tmp_path / "vit.safetensors", tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    save_weights(vit, fresh_network(ARCH, 0).state_dict(), ARCH)
     whole.parent.mkdir()
     out.parent.mkdir()
     assert ended(started(vit, whole)) == 0
@@ -75,7 +78,7 @@ def test_a_pruning_that_was_killed_in_each_stage_comes_to_the_same(tmp_path: Pat
         assert not (out / "summary.json").exists()
     last = started(vit, out)
     assert ended(last) == 0
-    assert outcome(out) == outcome(whole) and outcome(out)["training"]["used"]
+    assert outcome(out) == outcome(whole) and outcome(out)["training"]["epochs"] == 3
     assert Run.open(out).arch() == Run.open(whole).arch()
     assert digest(Run.open(out).weights()) == digest(Run.open(whole).weights())
     assert {path.relative_to(out) for path in out.rglob("*")} == {path.relative_to(whole) for path in whole.rglob("*")}

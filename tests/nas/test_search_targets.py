@@ -34,7 +34,13 @@ def search(out: Path, plan: Plan, beside: Sequence[Place], **how: Any) -> dict[s
     return run_search(SPACE, Prices(), score, honest, plan, out, {}, target="server", beside=beside, **how)
 
 
-PLAN = Plan((0.6, 1.2), trials=40)
+PLAN = Plan((0.6, 1.2), trials=8)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few proposals are passed over, so that a search takes a second."""
+    monkeypatch.setattr("nas.search.engine.PATIENCE", 1)
 
 
 def test_winners_hold_the_budgets_of_every_target(tmp_path: Path) -> None:
@@ -42,7 +48,7 @@ def test_winners_hold_the_budgets_of_every_target(tmp_path: Path) -> None:
     files = [Arch.from_json((tmp_path / "alone" / one["arch"]).read_text()) for one in alone]
     limits = tuple(0.7 * tokens_ms(arch) for arch in files)
     found = search(tmp_path / "both", PLAN, [place(tokens_ms, limits)])
-    assert found["evaluations"] == 40
+    assert found["evaluations"] == 8
     for row, (result, limit) in enumerate(zip(found["results"], limits, strict=True)):
         arch = Arch.from_json((tmp_path / "both" / result["arch"]).read_text())
         server, phone = result["targets"]
@@ -55,7 +61,7 @@ def test_winners_hold_the_budgets_of_every_target(tmp_path: Path) -> None:
 
 def test_only_the_limit_that_was_exceeded_is_tightened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second target is a third slower than its table says."""
-    plan = Plan((1.0,), trials=40)
+    plan = Plan((1.0,), trials=8)
     (result,) = search(tmp_path / "s", plan, [place(macs, (1.1,), slower=1.4)])["results"]
     assert result["targets"][1]["measured_ms"] <= 1.1 and result["predicted_ms"] <= 1.1 / 1.4
     said = capsys.readouterr().err
@@ -74,9 +80,9 @@ def test_budgets_that_each_target_meets_alone_but_not_both_are_refused(tmp_path:
     beside = place(backwards, (1.2 / most,))
     message = rf"budgets of {1.2 * least:.4g} ms on server and {1.2 / most:.4g} ms on phone together cannot be met"
     with pytest.raises(BudgetError, match=f"{message}.*cheapest network takes .* ms on server and .* ms on phone"):
-        search(tmp_path / "s", Plan((1.2 * least,), trials=3), [beside])
+        search(tmp_path / "s", Plan((1.2 * least,), trials=1), [beside])
     assert not (tmp_path / "s").exists()
-    (result,) = search(tmp_path / "t", Plan((2 * most,), trials=3), [beside])["results"]
+    (result,) = search(tmp_path / "t", Plan((2 * most,), trials=1), [beside])["results"]
     assert result["targets"][1]["measured_ms"] <= 1.2 / most, "the cheapest for both is evaluated in any case"
 
 
