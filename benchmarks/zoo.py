@@ -43,6 +43,9 @@ PAPERS: dict[str, tuple[float | None, float | None]] = {  # millions of paramete
     "mobile_former_214m": (9.4, 0.214),
     "mobile_former_294m": (11.4, 0.294),
     "mobile_former_508m": (14.0, 0.508),
+    "mobilevit_xxs": (1.3, 0.42),
+    "mobilevit_xs": (2.3, 1.05),
+    "mobilevit_s": (5.6, 2.03),
 }
 HEADS = range(1, 17)  # of the DeiTs to compare with
 

@@ -96,6 +96,7 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from search_spaces.blocks.attention import Attention, Cut
     from search_spaces.blocks.attention_pool import AttentionPoolModule
     from search_spaces.blocks.grid_attention import GridAttention
+    from search_spaces.blocks.normalise import NormaliseModule
     from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
     from search_spaces.blocks.residual import QuickGelu, Residual
@@ -105,7 +106,7 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
 
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     zeros = (*norms, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
-    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, SideTokensModule)
+    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, SideTokensModule, NormaliseModule)
     attention = {
         Attention: _count_attention,
         GridAttention: _count_grid_attention,

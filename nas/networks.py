@@ -10,7 +10,7 @@ from compress import from_module, seeing
 from nas.data import Data
 from nas.data import load as load_data
 from nas.evaluate import calibration_batches
-from nas.pretrained import HF, TIMM, Normalisation, hf_model, normalisation, timm_model
+from nas.pretrained import HF, TIMM, hf_model, normalisation, timm_model
 from nas.progress import say
 from nas.runs import Run, read_arch
 from nas.shipped import NAMES, shipped_network
@@ -21,7 +21,8 @@ from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
 from search_spaces.zoo import with_new_head
-from search_spaces.zoo.checkpoint import SUFFIXES
+from search_spaces.zoo.checkpoint import SUFFIXES, arch_in
+from search_spaces.zoo.released import Normalisation
 
 __all__ = ["Named", "network_named"]
 
@@ -118,8 +119,7 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
             raise InputError(
                 f"--weights are of a network of the zoo, and {name} is none; give the checkpoint's path alone"
             )
-        network = zoo.from_checkpoint(weights, name)
-        return Named(network.arch, network)
+        return _from_file(weights, name)
     if name in zoo.names():
         return Named(zoo.arch(name))
     if name in NAMES:
@@ -129,8 +129,7 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return _foreign(name)
     path = Path(name)
     if path.suffix in SUFFIXES and not path.is_dir():
-        network = zoo.from_checkpoint(path)
-        return Named(network.arch, network)
+        return _from_file(path)
     if path.is_file():
         return Named(read_arch(path))
     if not path.is_dir():
@@ -143,6 +142,13 @@ def network_named(name: str, budget_ms: float | None = None, weights: Path | Non
         return _winner(run, budget_ms)
     found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
     return Named(arch, found)
+
+
+def _from_file(path: Path, name: str | None = None) -> Named:
+    """The network of a checkpoint; a file of ours was trained on images as a data set normalises them."""
+    network = zoo.from_checkpoint(path, name)
+    released = arch_in(path) is None
+    return Named(network.arch, network, zoo.normalisation(network.arch) if released else None)
 
 
 def _foreign(name: str) -> Named:

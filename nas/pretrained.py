@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from nas.progress import say
 from search_spaces.errors import InputError
+from search_spaces.zoo.released import Normalisation
 
 if TYPE_CHECKING:
     from nas.data import Data
 
-__all__ = ["HF", "TIMM", "Normalisation", "hf_model", "normalisation", "timm_model"]
+__all__ = ["HF", "TIMM", "hf_model", "normalisation", "timm_model"]
 
 TIMM, HF = "timm:", "hf:"
 SUGGESTED = 3  # names of timm models that an error message suggests
@@ -24,9 +25,6 @@ CLASSIFIER = {"classifier.weight", "classifier.bias"}  # of a ViTForImageClassif
 REASON = 200  # characters of a library's own message that an error repeats
 SAFETENSORS_ONLY = {"hf_hub_filename": "model.safetensors", "custom_load": False, "url": None}
 """Makes timm take weights from the hub as safetensors or not at all; without it, timm would turn to a pickle."""
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of each channel that a model's images were normalised by."""
 
 
 def timm_model(name: str, data: Data | None = None) -> nn.Module:

@@ -108,7 +108,7 @@ def _without(arch: Arch, position: int) -> Arch | None:
 
 
 def _repeated(arch: Arch, position: int, copies: int) -> Arch | None:
-    """The network with so many copies of a block behind it; None where that changes what the others cost.
+    """The network with so many copies of a block behind it; None where that changes what the others cost, or copies cost something else.
 
     A copy of a block that lays out a map as tokens has no map to lay out.
     """
@@ -117,8 +117,9 @@ def _repeated(arch: Arch, position: int, copies: int) -> Arch | None:
     if longer is None:
         return None
     rows, found = _rows(arch), _rows(longer)
-    same = found[:after] + found[after + copies :] == rows and len(set(found[after : after + copies])) == 1
-    return longer if same else None
+    copied = {*found[after : after + copies]}
+    same = found[:after] + found[after + copies :] == rows and len(copied) == 1
+    return longer if same and {*copied.pop()} <= {*rows[position]} else None
 
 
 def _copy(arch: Arch, position: int) -> tuple[BlockSpec, State] | None:

@@ -10,7 +10,17 @@ from nas.page import html_figure, html_table, write_page
 from nas.pruning.page import write_pruned
 from nas.runs import Run, read_arch
 from search_spaces.arch import Arch
-from search_spaces.blocks import AttentionEmbed, BlockSpec, Embed, Head, MobileFormerEmbed, Patch, Stem
+from search_spaces.blocks import (
+    AttentionEmbed,
+    BlockSpec,
+    Conv,
+    Embed,
+    Head,
+    InvertedResidual,
+    MobileFormerEmbed,
+    Patch,
+    Stem,
+)
 from search_spaces.errors import InputError
 
 __all__ = ["report_run", "sketch", "write_report"]
@@ -67,11 +77,17 @@ def sketch(arch: Arch) -> str:
 def _stages(arch: Arch) -> list[list[BlockSpec]]:
     stages: list[list[BlockSpec]] = []
     for spec in arch.blocks:
-        if isinstance(spec, Stem | Embed | AttentionEmbed | MobileFormerEmbed | Patch):
+        opens = isinstance(spec, Stem | Embed | AttentionEmbed | MobileFormerEmbed | Patch)
+        if opens or _halves(spec) or not stages:
             stages.append([])
         if not isinstance(spec, Head):
             stages[-1].append(spec)
     return stages
+
+
+def _halves(spec: BlockSpec) -> bool:
+    """Whether it is a block of convolutions that begins a stage."""
+    return isinstance(spec, Conv | InvertedResidual) and spec.stride == 2
 
 
 def _stage(blocks: Sequence[BlockSpec]) -> str:

@@ -40,11 +40,16 @@ def prepack(network: Network) -> Network:
     for parent in packed.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear) and _fits(child.weight):
-                fused = isinstance(parent, Mlp) and child is parent.fc1
+                fused = isinstance(parent, Mlp) and child is parent.fc1 and _is_gelu(parent.act)
                 setattr(parent, name, PrepackedLinear(child, "gelu" if fused else "none"))
                 if fused:
                     parent.act = nn.Identity()
     return packed
+
+
+def _is_gelu(act: nn.Module) -> bool:
+    """Whether it is what oneDNN knows as gelu."""
+    return isinstance(act, nn.GELU) and act.approximate == "none"
 
 
 def _fits(weight: Tensor) -> bool:

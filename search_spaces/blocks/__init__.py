@@ -3,8 +3,10 @@
 from search_spaces.blocks.attention_embed import AttentionEmbed
 from search_spaces.blocks.attention_pool import AttentionPool
 from search_spaces.blocks.base import BlockSpec, Row
+from search_spaces.blocks.conv import Conv
 from search_spaces.blocks.embed import Embed
 from search_spaces.blocks.head import Head
+from search_spaces.blocks.inverted_residual import InvertedResidual
 from search_spaces.blocks.lite_bottleneck import LiteBottleneck
 from search_spaces.blocks.map_attention import MapAttention
 from search_spaces.blocks.mb3d import MB3D
@@ -12,7 +14,9 @@ from search_spaces.blocks.mb4d import MB4D
 from search_spaces.blocks.mobile_former import MobileFormer
 from search_spaces.blocks.mobile_former_embed import MobileFormerEmbed
 from search_spaces.blocks.mobile_former_pool import MobileFormerPool
+from search_spaces.blocks.mobilevit import MobileViT
 from search_spaces.blocks.norm import Norm
+from search_spaces.blocks.normalise import Normalise
 from search_spaces.blocks.patch import ClassToken, Patch
 from search_spaces.blocks.position import Position
 from search_spaces.blocks.side_tokens import SideTokens
@@ -27,14 +31,18 @@ __all__ = [
     "AttentionPool",
     "BlockSpec",
     "ClassToken",
+    "Conv",
     "Embed",
     "Head",
+    "InvertedResidual",
     "LiteBottleneck",
     "MapAttention",
     "MobileFormer",
     "MobileFormerEmbed",
     "MobileFormerPool",
+    "MobileViT",
     "Norm",
+    "Normalise",
     "Patch",
     "Position",
     "Row",
@@ -62,4 +70,8 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "mobile_former": MobileFormer,
     "mobile_former_embed": MobileFormerEmbed,
     "mobile_former_pool": MobileFormerPool,
+    "conv": Conv,
+    "inverted_residual": InvertedResidual,
+    "mobilevit": MobileViT,
+    "normalise": Normalise,
 }

@@ -115,6 +115,7 @@ MLPS: dict[str, Callable[[], nn.Module]] = {
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quick_gelu": QuickGelu,
     "swiglu": nn.SiLU,  # of the gate, which multiplies the other half (arXiv 2002.05202)
+    "silu": nn.SiLU,
 }
 """What stands between the two layers of a feed-forward branch on tokens."""
 

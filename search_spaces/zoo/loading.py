@@ -12,10 +12,10 @@ from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
-from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, mobile_former, sret, vit
-from search_spaces.zoo.released import Entry, Family, Naming, check, fitted, places
+from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, mobile_former, mobilevit, sret, vit
+from search_spaces.zoo.released import Entry, Family, Naming, Normalisation, check, fitted, places
 
-__all__ = ["arch", "from_checkpoint", "load_released", "names", "with_new_head"]
+__all__ = ["arch", "from_checkpoint", "load_released", "names", "normalisation", "with_new_head"]
 
 FAMILIES: tuple[Family, ...] = (
     efficientformer.FAMILY,
@@ -23,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     sret.FAMILY,
     vit.FAMILY,
     mobile_former.FAMILY,
+    mobilevit.FAMILY,
 )
 OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
 ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
@@ -45,6 +46,20 @@ def arch(name: str) -> Arch:
     if name not in ARCHS:
         raise InputError(f"no network called {name!r}; known: {', '.join(ARCHS)}")
     return ARCHS[name]
+
+
+def normalisation(network: Arch) -> Normalisation | None:
+    """By what the images were normalised that released weights of a network of the zoo, at any size and of any classes, were trained on.
+
+    None where it is ImageNet's mean and deviation, as in the data sets, and for other networks.
+    """
+    kinds = [spec.kind for spec in network.blocks]
+    for name, own in ARCHS.items():
+        wanted = OF[name].normalisation
+        if wanted is not None and kinds == [spec.kind for spec in own.blocks]:
+            if network.with_classes(own.classes).at(own.image_size) == own:
+                return wanted
+    return None
 
 
 def load_released(

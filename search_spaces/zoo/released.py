@@ -11,7 +11,7 @@ from torch import Tensor
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Entry", "Family", "Naming", "check", "fitted", "places"]
+__all__ = ["Entry", "Family", "Naming", "Normalisation", "check", "fitted", "places"]
 
 COUNTERS = "num_batches_tracked"  # of BN: no output depends on them, so a release may lack them
 
@@ -44,6 +44,10 @@ Naming = Mapping[str, Entry]
 """One naming of a release: its entries, and where they go. Of several for the same rows, as weights that are tied, the last counts."""
 
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of each channel that a model's images were normalised by."""
+
+
 @dataclass(frozen=True)
 class Family:
     """Networks that were published together."""
@@ -53,6 +57,8 @@ class Family:
     """Every naming in which weights of such a network were released."""
     tables: tuple[str, ...] = ()
     """Last parts of the names of index tables, which a release may hold and we make ourselves."""
+    normalisation: Normalisation | None = None
+    """Of the images that the weights were trained on; None where it is ImageNet's, as in the data sets."""
 
 
 @lru_cache(maxsize=256)

@@ -14,14 +14,18 @@ from search_spaces.blocks import (
     AttentionPool,
     BlockSpec,
     ClassToken,
+    Conv,
     Embed,
     Head,
+    InvertedResidual,
     LiteBottleneck,
     MapAttention,
     MobileFormer,
     MobileFormerEmbed,
     MobileFormerPool,
+    MobileViT,
     Norm,
+    Normalise,
     Patch,
     Position,
     SideTokens,
@@ -148,6 +152,22 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MobileFormerPool(10, 2, groups=4), Streams(Map(8, 3, 5), 2, 8)),
         (MobileFormerPool(10, to_former=False), Streams(Map(8, 3, 5), 2, 8)),
     ],
+    "normalise": [(Normalise((0.5,), (0.25,)), Map(3, 8, 8))],
+    "conv": [
+        (Conv(8, stride=2), Map(3, 8, 8)),
+        (Conv(5, 5, 2), Map(3, 7, 9)),
+        (Conv(12, 1), Map(6, 3, 5)),
+    ],
+    "inverted_residual": [
+        (InvertedResidual(8, 1, 2), Map(8, 4, 4)),
+        (InvertedResidual(6), Map(8, 4, 4)),
+        (InvertedResidual(5, 2, 1.5), Map(6, 3, 5)),
+    ],
+    "mobilevit": [
+        (MobileViT(8, 1), Map(6, 4, 4)),
+        (MobileViT(12, 3, heads=3, ratio=1.5), Map(6, 2, 6)),
+        (MobileViT(8), Map(6, 3, 5)),
+    ],
 }
 ALL = [(kind, spec, state) for kind, cases in CASES.items() for spec, state in cases]
 
@@ -204,7 +224,8 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
     assert sum(parameter.numel() for parameter in module.parameters()) == spec.params(state)
     keys = [row.key for row in spec.rows(state)]
     assert keys
-    assert len(set(keys)) == len(keys) or getattr(spec, "loops", 1) > 1
+    repeats = max(getattr(spec, "loops", 1), getattr(spec, "depth", 1))
+    assert len(set(keys)) == len(keys) or repeats > 1
 
 
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)

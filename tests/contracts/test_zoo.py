@@ -14,7 +14,14 @@ from search_spaces.zoo.loading import OF
 from search_spaces.zoo.released import places
 
 SIDE = 64  # pixels, where a network of any size runs in a moment
-ONE_OF_EACH = ["efficientformer_l1", "efficientformerv2_s0", "sret_t", "deit_tiny_patch16_224", "asvit_deit_tiny"]
+ONE_OF_EACH = [
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "sret_t",
+    "deit_tiny_patch16_224",
+    "asvit_deit_tiny",
+    "mobilevit_xxs",
+]
 
 
 def runnable(arch: Arch) -> Arch:

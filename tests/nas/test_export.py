@@ -27,13 +27,16 @@ from search_spaces.blocks import (
     MB4D,
     AttentionEmbed,
     ClassToken,
+    Conv,
     Embed,
     Head,
+    InvertedResidual,
     LiteBottleneck,
     MapAttention,
     MobileFormer,
     MobileFormerEmbed,
     MobileFormerPool,
+    MobileViT,
     Norm,
     Patch,
     Position,
@@ -93,6 +96,22 @@ MAPS = Arch(  # the strided attention's maps are of 8 and 5 places a side
 )
 
 
+MOBILE = Arch(  # the transformers' maps are of 8 and 4 places a side
+    64,
+    3,
+    (
+        Conv(16, stride=2),
+        InvertedResidual(16, 1, 2),
+        InvertedResidual(24, 2, 2),
+        InvertedResidual(32, 2),
+        MobileViT(32, 2),
+        InvertedResidual(48, 2),
+        MobileViT(24, 3),
+        Conv(96, 1),
+        Head(5, norm="none"),
+    ),
+)
+
 TOKENS = MB3D(2, 8, 8, 2, 0.5, bias=False, qk_norm=True, eps=1e-6)
 VIT = Arch(  # class token, distillation token and two registers
     32,
@@ -138,9 +157,10 @@ def test_files_have_no_fused_attention(tmp_path: Path) -> None:
     assert kinds[0] == kinds[1] and kinds[0]["Softmax"] == 2
 
 
-@pytest.mark.parametrize(
-    ("arch", "batch"), [(VIT, 1), (VIT, 2), (FORMS, 1), (FORMS, 2), (MAPS, 1), (MAPS.at(40), 2), (STREAMS, 2)]
-)
+EXPORTED = [(VIT, 1), (VIT, 2), (FORMS, 1), (FORMS, 2), (MAPS, 1), (MAPS.at(40), 2), (STREAMS, 2), (MOBILE.at(40), 2)]
+
+
+@pytest.mark.parametrize(("arch", "batch"), EXPORTED)
 def test_every_form_of_block_is_exported(arch: Arch, batch: int, tmp_path: Path) -> None:
     """By dynamo for users, and by the fast exporter for timing."""
     built = fresh_network(arch, 0).eval()

@@ -15,9 +15,11 @@ from nas.cost import params
 from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
 from nas.pruning import prune_network
+from nas.runs import save_weights
 from nas.train.loop import Recipe
-from search_spaces import InputError
+from search_spaces import Arch, InputError, zoo
 from search_spaces.blocks import Head, Patch
+from search_spaces.zoo.loading import OF
 from tests.compress.test_from_module import shuffled
 from tests.compress.test_slicing import network
 from tests.nas.pruning_toy import Prices, priced
@@ -130,6 +132,31 @@ def test_an_image_normalised_in_another_way_gets_the_same_scores() -> None:
     assert made.arch == bare.arch
     with pytest.raises(ValueError, match="3 channels"):
         seeing(bare, (0.5,), (0.25,), MEAN, STD)
+
+
+@torch.no_grad()
+def test_released_mobilevits_see_pixels_from_0_to_1_and_networks_of_ours_what_a_data_set_gives(tmp_path: Path) -> None:
+    """Their convolutions pad, so a block that normalises is put before them; of a file of ours nobody says anything else."""
+    torch.manual_seed(0)
+    state = zoo.arch("mobilevit_xxs").with_classes(4).build().eval().state_dict()
+    naming = next(iter(OF["mobilevit_xxs"].namings(zoo.arch("mobilevit_xxs"))))
+    theirs = {name: state[entry.place] for name, entry in naming.items()}
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    images = pixels(64, 2)
+    for named in (
+        network_named("mobilevit_xxs", weights=tmp_path / "theirs.safetensors"),
+        network_named(str(tmp_path / "theirs.safetensors")),
+    ):
+        small = named.at(64)
+        assert small.network is not None and small.normalisation == ((0, 0, 0), (1, 1, 1))
+        ours = small.seeing(data_of(4, 64))
+        assert ours.network is not None and ours.arch.blocks[0].kind == "normalise"
+        found = ours.network(vision.normalize(images, list(MEAN), list(STD)))
+        torch.testing.assert_close(found, small.network(images), rtol=1e-4, atol=1e-5)
+        assert Arch.from_json(ours.arch.to_json()) == ours.arch
+    own = small.network
+    save_weights(tmp_path / "ours.safetensors", own.state_dict(), own.arch)
+    assert network_named(str(tmp_path / "ours.safetensors")).normalisation is None
 
 
 def test_a_timm_model_is_evaluated_and_retrained_with_another_number_of_classes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from nas.visits import REFERENCE, Protocol, Visit
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Row, Stem, TokenPrune
-from tests.nas.test_export import MAPS, STREAMS, VIT
+from tests.nas.test_export import MAPS, MOBILE, STREAMS, VIT
 from tests.search_spaces.test_merging import reduced
 from tests.search_spaces.test_token_prune import hybrid, vit
 
@@ -34,6 +34,7 @@ NETWORKS = {
     "forms of vit": VIT,
     "attention on maps": MAPS,
     "two streams": replace(STREAMS, blocks=(*STREAMS.blocks[:5], *STREAMS.blocks[4:])),
+    "transformers in maps": MOBILE,
     "plain": Arch(32, 3, (Stem(32), *[WIDE] * 6, Head(4))),
 }
 Truth = Callable[[Row, int], float]  # a row's milliseconds, told by it and its multiply-accumulates

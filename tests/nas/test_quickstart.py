@@ -134,4 +134,6 @@ def test_sketch_tells_widths_kinds_and_ratios() -> None:
     assert sketch(zoo.arch("efficientformerv2_s0")).endswith(
         "attn×4 /2 attn×4 /2 | 176 attn: 4D×4 dw 4D×3 dw attn×3 attn×4"
     )
+    stages = "IR×2→48 ViT 2×64 | IR×2→64 ViT 4×80 | IR×2→80 ViT 3×96 conv 320"
+    assert sketch(zoo.arch("mobilevit_xxs")) == f"256 px | 16: IR×2→16 | IR×2→24 IR×2→24 IR×2→24 | {stages}"
     assert sketch(SPACES["vit_digits"]().smallest) == "48 px | 32/8: class_token position 3D×1 1h8 keep 16 3D×1 1h8"

@@ -6,7 +6,7 @@ import torch
 
 from search_spaces.blocks import MB3D
 from search_spaces.blocks.attention import offset_index
-from search_spaces.grouping import ORDERS, arrangement, inverse
+from search_spaces.grouping import ORDERS, arrangement, inverse, unfolded
 from search_spaces.states import Tokens
 
 STATE = Tokens(12, 6, (3, 4))
@@ -27,6 +27,19 @@ def test_orders_are_the_ones_described() -> None:
     assert arrangement(6, 2, "permuted", seed=5).tolist() == np.random.default_rng(5).permutation(6).tolist()
     with pytest.raises(ValueError, match="6 tokens cannot be cut into 4"):
         arrangement(6, 4, "contiguous")
+
+
+def test_unfolded_places_lie_alike_in_their_tiles() -> None:
+    places = np.arange(24).reshape(4, 6)
+    wanted = [places[y::2, x::2].ravel().tolist() for y in (0, 1) for x in (0, 1)]
+    assert unfolded((4, 6), 2).reshape(4, -1).tolist() == wanted
+    tiles = np.concatenate([places[y : y + 2, x : x + 2].ravel() for y in (0, 2) for x in (0, 2, 4)])
+    assert unfolded((4, 6), 2).tolist() == tiles[arrangement(24, 4, "strided")].tolist(), (
+        "the strided order of the tiles"
+    )
+    assert unfolded((6, 6), 3).reshape(9, -1)[4].tolist() == [7, 10, 25, 28]
+    with pytest.raises(ValueError, match="5 x 4 places is no whole number of tiles of 2 x 2"):
+        unfolded((5, 4), 2)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import zoo
+from search_spaces import Arch, zoo
 from search_spaces.arch import Network
+from search_spaces.blocks import MB3D, Head, Patch
+from search_spaces.blocks.residual import MLPS
 from search_spaces.prepack import PrepackedLinear, prepack
 
-NAMES = ("deit_tiny_patch16_224", "asvit_deit_tiny", "efficientformer_l1", "sret_t")
+NAMES = ("deit_tiny_patch16_224", "asvit_deit_tiny", "efficientformer_l1", "sret_t", "mobilevit_xxs")
 
 
 def network(name: str) -> Network:
@@ -23,6 +25,18 @@ def test_scores_are_the_same(name: str) -> None:
     with torch.no_grad():
         expected, found = own(images), prepack(own)(images)
     assert (found - expected).abs().max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize("form", MLPS)
+def test_what_stands_between_the_layers_of_an_mlp_stays(form: str) -> None:
+    torch.manual_seed(0)
+    block = MB3D(2, 8, 8, residual="plain", bias=False, mlp=form)
+    own = Arch(32, 3, (Patch(16, 8), block, Head(3))).build().eval()
+    with torch.no_grad():
+        for weight in own.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.2)
+        images = own.arch.example(2)
+        torch.testing.assert_close(prepack(own)(images), own(images))
 
 
 def test_every_linear_layer_is_prepacked_in_the_copy_alone() -> None:
