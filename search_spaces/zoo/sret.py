@@ -3,22 +3,49 @@
 from collections.abc import Iterator
 
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, BlockSpec, Embed, Head, Position, Stem
+from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Embed, Head, Position, Stem
 from search_spaces.zoo.released import Entry, Family, Naming, places
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "sret"]
 
 UNIQUE = (2, 5, 3)  # blocks of each stage, each applied twice in a row
 GROUPS = ((8, 2), (4, 1), (1, 1))  # of the two loops
 
 
-def _arch(width: int, heads: int, ratio: float, nll: float) -> Arch:
-    """Three stages that double the width; tokens move only where a later loop has several groups."""
+def sret(
+    width: int,
+    heads: int,
+    ratio: float,
+    nll: float,
+    *,
+    tokens: int = 0,
+    residual: str = "coefficients",
+    recursion: str = "internal",
+) -> Arch:
+    """Three stages that double the width; tokens move only where a later loop has several groups.
+
+    Args:
+        width: channels of the first stage.
+        heads: of its blocks.
+        ratio: hidden width of an MLP over the width.
+        nll: hidden width of a projection over the width; 0 for none.
+        tokens: 0, and places are averaged; 1, a class token is pooled; 2, a distillation token too, with a classifier of its own (DeiT,
+            arXiv 2012.12877). They join before the last stage, whose tokens are neither cut into groups nor downsampled.
+        residual: how branches join, see `MB3D`.
+        recursion: internal or external loops, see `MB3D`.
+
+    Raises:
+        ValueError: another number of tokens, or what `MB3D` refuses.
+    """
+    if tokens not in (0, 1, 2):
+        raise ValueError(f"there is no token, a class token, or a distillation token too; got tokens={tokens}")
     blocks: list[BlockSpec] = [Stem(width, convs=3), Position()]
     dim = width // heads
     for stage, (unique, groups) in enumerate(zip(UNIQUE, GROUPS, strict=True)):
         if stage:
             blocks.append(Embed(width << stage, "depthwise", norm=False))
+        if tokens and stage == len(UNIQUE) - 1:
+            blocks.append(ClassToken(tokens))
         cut = groups if max(groups) > 1 else ()
         orders = tuple("permuted" if loop and count > 1 else "contiguous" for loop, count in enumerate(cut))
         block = MB3D(
@@ -26,15 +53,17 @@ def _arch(width: int, heads: int, ratio: float, nll: float) -> Arch:
             dim,
             dim,
             ratio,
-            residual="coefficients",
+            residual=residual,
             bias=False,
             loops=2,
             nll=nll,
             groups=cut,
             orders=orders,
+            recursion=recursion,
         )
         blocks += [block] * unique
-    return Arch(224, 3, (*blocks, Head(1000, mean_first=True)))
+    head = Head(1000, distilled=tokens == 2, pool="token") if tokens else Head(1000, mean_first=True)
+    return Arch(224, 3, (*blocks, head))
 
 
 BLOCK = {"ls1.skip": "coefficient1.bias", "ls1.branch": "coefficient2.bias", "ls2.skip": "coefficient3.bias"}
@@ -82,6 +111,6 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 FAMILY = Family(
-    {"sret_t": _arch(64, 2, 3.6, 1), "sret_lt": _arch(64, 2, 4, 1), "sret_s": _arch(126, 3, 3, 2)},
+    {"sret_t": sret(64, 2, 3.6, 1), "sret_lt": sret(64, 2, 4, 1), "sret_s": sret(126, 3, 3, 2)},
     _namings,
 )
