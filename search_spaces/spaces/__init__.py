@@ -5,6 +5,7 @@ from collections.abc import Callable
 from search_spaces.space import Space
 from search_spaces.spaces.hybrid_sizes import hybrid, hybrid_digits
 from search_spaces.spaces.mobile_former import mobile_former
+from search_spaces.spaces.mobilevit import mobilevit
 from search_spaces.spaces.vit_sizes import vit, vit_digits
 
 __all__ = ["SPACES"]
@@ -15,4 +16,5 @@ SPACES: dict[str, Callable[..., Space]] = {
     "vit": vit,
     "vit_digits": vit_digits,
     "mobile_former": mobile_former,
+    "mobilevit": mobilevit,
 }

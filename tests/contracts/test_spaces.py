@@ -16,6 +16,7 @@ from search_spaces.blocks import MB4D, Head, Stem, TokenPrune
 from search_spaces.resize import resized
 from search_spaces.spaces.hybrid_sizes import hybrid
 from search_spaces.spaces.mobile_former import MobileFormers, Stage
+from search_spaces.spaces.mobilevit import MobileViTs
 from search_spaces.spaces.vit import Vit
 from search_spaces.spaces.vit_sizes import vit
 
@@ -24,7 +25,9 @@ REDUCED: dict[str, Callable[[], Space]] = {  # run in a test
     "hybrid": lambda: hybrid(classes=10, image_size=(64, 96)),
     "vit": lambda: narrow_vit(),
     "mobile_former": lambda: narrow_mobile_former(),
+    "mobilevit": lambda: narrow_mobilevit(),
 }
+PRUNING = [name for name in NAMES if any(choice.name.startswith("keep") for choice in SPACES[name]().choices)]
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -58,6 +61,19 @@ def narrow_mobile_former() -> MobileFormers:
         stages=(Stage((6, 8), (0, 1)), Stage((8, 10), (0, 1)), Stage((10, 12), (1, 2), down=False)),
         ratios=(2, 3),
         features=(8, 12),
+        classes=10,
+    )
+
+
+def narrow_mobilevit() -> MobileViTs:
+    """`mobilevit` with about a quarter of the widths, at small resolutions, of which one has a map of odd sides."""
+    return MobileViTs(
+        "mobilevit",
+        image_size=(96, 64),
+        widths=((4, 8), (6, 12, 16), (12, 16, 24), (16, 20, 32), (20, 24, 40)),
+        expands=(2, 4),
+        dims=((16, 24, 36), (20, 32, 48), (24, 36, 60)),
+        depths=((1, 2), (1, 2, 3, 4), (1, 2, 3)),
         classes=10,
     )
 
@@ -231,7 +247,7 @@ def of_all_forms(space: Space) -> list[Arch]:
     return list(archs)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mobile_former"])  # which prunes nothing
+@pytest.mark.parametrize("name", PRUNING)
 def test_a_network_with_thresholds_is_the_one_that_keeps_the_means(name: str) -> None:
     space, rng = SPACES[name](), np.random.default_rng(8)
     arch = next(arch for arch in (space.sample(rng) for _ in range(1000)) if arch.locations)

@@ -16,10 +16,11 @@ from torch import nn
 
 from nas.data import digits64, load
 from nas.train.loop import Recipe, fit
-from nas.train.retrain import supervised
+from nas.train.retrain import fresh_network, supervised
 from nas.train.scales import batch_at, scaled_batches
 from search_spaces import InputError
 from search_spaces.resize import resized
+from search_spaces.spaces.mobilevit import MobileViTs
 from tests.nas.toy import toy
 
 PUBLISHED = {160: 327, 192: 227, 256: 128, 288: 101, 320: 81}  # the batches of MobileViT's release, at a base of 256
@@ -141,6 +142,27 @@ def test_kill_nine_and_resume_ends_with_the_same_weights(tmp_path: Path) -> None
     whole, resumed = (torch.load(tmp_path / name, weights_only=True) for name in ("whole", "killed"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_mobilevit_is_trained_at_sides_whose_maps_are_odd_too(tmp_path: Path) -> None:
+    """On one set of weights, which no grid is in; the last map has 1, 2 and 3 places a side, of which odd ones are resized."""
+    space = MobileViTs("tiny", (32,), ((8,), (8,), (8,), (16,), (16,)), (2,), ((16,),), ((1,),), classes=4)
+    arch = space.largest
+    assert [arch.at(side).states[-3].height for side in (32, 64, 96)] == [1, 2, 3]
+    recipe = replace(RECIPE, sides=(32, 64, 96), epochs=2)
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    network = fresh_network(arch, 0)
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+    def losses(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, step: int) -> Iterator[torch.Tensor]:
+        seen.append((step, images, labels))
+        yield from supervised(recipe, None, arch)(model, images, labels, step)
+
+    fit(network, losses, toy(), recipe, tmp_path / "c.pt", "x")
+    assert {images.shape[-1] for _, images, _ in seen} == {32, 64, 96}
+    assert all(
+        weight.isfinite().all() and (weight != before[name]).any() for name, weight in network.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("sides", [(16,), (64, 31), (2000,), (64, 64), (-64,), (0,)])

@@ -12,6 +12,7 @@ from nas.data.base import Data, Labels, Split
 from nas.data.loading import ordered_loader
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Stage
+from search_spaces.spaces.mobilevit import MobileViTs
 from search_spaces.spaces.vit import Vit
 
 
@@ -24,6 +25,12 @@ def toy_space(classes: int = 4) -> Hybrid:
 def toy_vit(classes: int = 4) -> Vit:
     """A thousand ViTs of 32 pixels."""
     return Vit("vit_toy", (32,), 8, (16, 32), (2, 3), (1, 0.5), (8, 4), 8, (2,), (1,), (12, 8), classes)
+
+
+def toy_mobilevit(classes: int = 4) -> MobileViTs:
+    """Sixteen MobileViTs of 32 pixels."""
+    widths = ((8,), (8,), (8, 16), (16,), (16,))
+    return MobileViTs("mobilevit_toy", (32,), widths, (2,), ((8, 16), (16,)), ((1, 2), (1, 2)), classes)
 
 
 @dataclass(frozen=True)
