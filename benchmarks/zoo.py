@@ -17,7 +17,7 @@ from nas.cost import macs, params
 from nas.files import write_json
 from nas.target import Target, fingerprint
 from nas.timing import time_networks
-from search_spaces import zoo
+from search_spaces import Cascade, zoo
 from search_spaces.arch import Arch
 from search_spaces.zoo.vit import vit
 
@@ -110,7 +110,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", default=list(zoo.names()))
+    parser.add_argument(
+        "--names", nargs="+", default=[name for name in zoo.names() if not isinstance(zoo.arch(name), Cascade)]
+    )
     parser.add_argument("--target", default="cpu-ort-fp32-b1-t1")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

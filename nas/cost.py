@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # naming costs must not wait for torch
@@ -24,7 +25,7 @@ UNCOUNTED = (
 )
 ZERO_OPS = (  # and leaves these out, rightly
     "add sub rsub mul div abs mean sum gelu silu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
-    "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as "
+    "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as exp im2col pad square "
     "maximum hardsigmoid hardswish hardtanh"
 )
 
@@ -35,7 +36,7 @@ def macs(arch: Arch) -> int:
 
 
 def params(arch: Arch) -> int:
-    """Number of learned values."""
+    """Number of learned values, and of those fixed ones that releases hold as parameters: tables of sines, a performer's directions."""
     return sum(spec.params(state) for spec, state in arch.steps())
 
 
@@ -46,11 +47,13 @@ def macs_fvcore(arch: Arch) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(arch.keeping(adaptive=False).build().eval(), arch.example())
+        network = arch.keeping(adaptive=False).build().eval()
+        analysis = FlopCountAnalysis(network, arch.example())
         analysis.set_op_handle(**{f"aten::{name}": _zero for name in UNCOUNTED.split()})
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+        analysis.set_op_handle("aten::baddbmm", _matmul_plus)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        total = analysis.total()
+        total = analysis.total() - _spreading(network, analysis.by_module())
     unknown = analysis.unsupported_ops().keys() - {f"aten::{name}" for name in ZERO_OPS.split()}
     assert not unknown, f"fvcore has no rule for {sorted(unknown)}: add one, or name them in ZERO_OPS"
     return int(total)
@@ -58,6 +61,22 @@ def macs_fvcore(arch: Arch) -> int:
 
 def _zero(inputs: list[Any], outputs: list[Any]) -> int:
     return 0  # a handle of None would leave fvcore's own rule in force
+
+
+def _matmul_plus(inputs: list[Any], outputs: list[Any]) -> int:
+    """A sum of something and the product of (B, m, k) with (B, k, n)."""
+    from fvcore.nn.jit_handles import get_shape
+
+    left, right = get_shape(inputs[1]), get_shape(inputs[2])
+    return int(math.prod(left)) * int(right[-1])
+
+
+def _spreading(network: nn.Module, counts: Mapping[str, int]) -> int:
+    """What of the counts by module is interpolation written as matmuls, which is no more counted than a resizing."""
+    from search_spaces.spread import SpreadPairs, SpreadTokens
+
+    spreads = [name for name, part in network.named_modules() if isinstance(part, SpreadPairs | SpreadTokens)]
+    return sum(int(counts[name]) for name in spreads)
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -100,19 +119,25 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from search_spaces.blocks.patch import ClassTokenModule
     from search_spaces.blocks.position import PositionModule
     from search_spaces.blocks.residual import QuickGelu, Residual
+    from search_spaces.blocks.reuse import RelationReuse
     from search_spaces.blocks.side_tokens import SideTokensModule
     from search_spaces.blocks.streams import HeadAttention
     from search_spaces.blocks.token_prune import TokenPruneModule
+    from search_spaces.blocks.tokens_to_token import Performer
+    from search_spaces.spread import SpreadPairs, SpreadTokens
 
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     zeros = (*norms, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
-    ours = (QuickGelu, Residual, Cut, PositionModule, ClassTokenModule, SideTokensModule, NormaliseModule)
+    places = (PositionModule, ClassTokenModule, SideTokensModule, SpreadPairs, SpreadTokens)
+    ours = (QuickGelu, Residual, Cut, NormaliseModule, *places)
     attention = {
         Attention: _count_attention,
         GridAttention: _count_grid_attention,
         HeadAttention: _count_head_attention,
         AttentionPoolModule: _count_attention_pool,
         TokenPruneModule: _count_token_prune,
+        RelationReuse: _count_relations,
+        Performer: _count_performer,
     }
     return {**attention, **dict.fromkeys((*zeros, *ours), _count_nothing)}
 
@@ -154,6 +179,19 @@ def _count_head_attention(module: Any, inputs: tuple[Tensor, ...], output: Tenso
     """Both matmuls of queries (B, C, n) with keys (B, C, m)."""
     q, k, _ = inputs
     module.total_ops += 2 * q.numel() * k.shape[2]
+
+
+def _count_relations(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Both 1x1 convolutions, which run as matmuls on all pairs of tokens."""
+    x = inputs[0]
+    module.total_ops += len(x) * x[0, 0].numel() * (module.fc1.weight.numel() + module.fc2.weight.numel())
+
+
+def _count_performer(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Features of queries and keys, the matmuls with values and with the sum, and all layers."""
+    batch, count, width = output.shape
+    once = sum(layer.weight.numel() for layer in (module.kqv, module.proj, module.mlp.fc1, module.mlp.fc2))
+    module.total_ops += batch * count * (once + len(module.directions) * (4 * width + 1))
 
 
 def _count_grid_attention(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from nas.cost import macs, macs_fvcore, macs_thop, params
 from nas.latency import LatencyTable
 from search_spaces.arch import Arch
+from search_spaces.cascade import Cascade
 from search_spaces.states import Map, State, Streams, Tokens
 
 __all__ = ["describe"]
@@ -20,7 +21,8 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
     Returns:
         `id`, `params`, `macs`, `macs_fvcore`, `macs_thop`, `predicted_ms` with its band `low` and `high`, and `blocks`:
         for each its `index`, `kind`, `label`, `output` shape without the batch (of a map with tokens beside it first the map's, then
-        theirs), `params`, `macs` and `ms`.
+        theirs), `params`, `macs` and `ms`. Of a cascade `exits` too: what an image that leaves at each has run through, `params` and
+        `macs`.
 
     Raises:
         MissingLatency: the table lacks rows of the network.
@@ -39,6 +41,7 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
         }
         for index, ((spec, state), ms) in enumerate(zip(arch.steps(), terms, strict=True))
     ]
+    exits = {"exits": _exits(arch)} if isinstance(arch, Cascade) else {}
     return {
         "id": arch.id,
         "params": params(arch),
@@ -48,8 +51,18 @@ def describe(arch: Arch, table: LatencyTable | None = None) -> dict[str, Any]:
         "predicted_ms": price.ms if price else None,
         "low": price.low if price else None,
         "high": price.high if price else None,
+        **exits,
         "blocks": blocks,
     }
+
+
+def _exits(cascade: Cascade) -> list[dict[str, int]]:
+    """Costs as far as each exit."""
+    found, total = [], {"params": 0, "macs": 0}
+    for stage in cascade.stages:
+        total = {"params": total["params"] + params(stage), "macs": total["macs"] + macs(stage)}
+        found.append(total)
+    return found
 
 
 def _shape(state: State) -> list[int]:

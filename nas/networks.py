@@ -18,6 +18,7 @@ from nas.train.retrain import fresh_network, load_network
 from nas.train.supernet import load_supernet
 from search_spaces import zoo
 from search_spaces.arch import Arch, Network
+from search_spaces.cascade import Cascade
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
 from search_spaces.zoo import with_new_head
@@ -103,17 +104,28 @@ class Named:
         return supernet.extract(self.arch, supernet.recalibrate(self.arch, calibration_batches(data, seed)))
 
 
-def network_named(name: str, budget_ms: float | None = None, weights: Path | None = None) -> Named:
+def network_named(
+    name: str, budget_ms: float | None = None, weights: Path | None = None, *, cascades: bool = False
+) -> Named:
     """The network of a name that ships, a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
 
     Args:
         name: what the user gave; `timm:NAME@FILE` takes the weights from a safetensors file, `hf:FOLDER` all from a folder.
         budget_ms: which winner of a search run.
         weights: a checkpoint of the zoo's network `name`.
+        cascades: whether a network of several exits will do.
 
     Raises:
-        InputError: none of these, a search run with several budgets of which `budget_ms` is not one, or weights that do not fit.
+        InputError: none of these, a search run with several budgets of which `budget_ms` is not one, weights that do not fit, or a cascade
+            where one exit is wanted.
     """
+    found = _named(name, budget_ms, weights)
+    if isinstance(found.arch, Cascade) and not cascades:
+        raise InputError(f"{name} is a cascade, which has several exits; this command takes networks of one")
+    return found
+
+
+def _named(name: str, budget_ms: float | None, weights: Path | None) -> Named:
     if weights is not None:
         if name not in zoo.names():
             raise InputError(

@@ -8,18 +8,20 @@ if TYPE_CHECKING:
     from search_spaces.arch import Arch as Arch
     from search_spaces.blocks import BLOCKS as BLOCKS
     from search_spaces.blocks import BlockSpec as BlockSpec
+    from search_spaces.cascade import Cascade as Cascade
     from search_spaces.errors import InputError as InputError
     from search_spaces.space import Space as Space
     from search_spaces.spaces import SPACES as SPACES
     from search_spaces.supernet import Supernet as Supernet
 
-__all__ = ["BLOCKS", "SPACES", "Arch", "BlockSpec", "InputError", "Space", "Supernet", "zoo"]
+__all__ = ["BLOCKS", "SPACES", "Arch", "BlockSpec", "Cascade", "InputError", "Space", "Supernet", "zoo"]
 
 # Loaded when first asked for, so that the command line's help does not wait for torch.
 _HOMES = {
     "Arch": "search_spaces.arch",
     "BLOCKS": "search_spaces.blocks",
     "BlockSpec": "search_spaces.blocks",
+    "Cascade": "search_spaces.cascade",
     "InputError": "search_spaces.errors",
     "SPACES": "search_spaces.spaces",
     "Space": "search_spaces.space",

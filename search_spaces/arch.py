@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import BLOCKS, BlockSpec, Head, Row, TokenPrune
+from search_spaces.blocks import BLOCKS, BlockSpec, Head, Reuse, Row, TokenPrune
 from search_spaces.blocks.streams import Pair
 from search_spaces.errors import InputError
 from search_spaces.states import Logits, Map, State, Tokens
@@ -202,7 +202,15 @@ class Arch:
         return dataclasses.replace(self, blocks=tuple(blocks))
 
     def build(self) -> Network:
-        """The network with fresh weights, in training mode, on the default device."""
+        """The network with fresh weights, in training mode, on the default device.
+
+        Raises:
+            ValueError: it is a stage of a cascade that reuses what the stage before knows.
+        """
+        if any(isinstance(spec, Reuse) for spec in self.blocks):
+            raise ValueError(
+                "a stage that reuses another's features or relations does not build alone; build its cascade"
+            )
         return Network(self)
 
     def schedule(self) -> tuple[Step, ...]:
@@ -227,19 +235,21 @@ class Arch:
 
     def to_json(self) -> str:
         """The network as JSON text; equal networks give equal text."""
-        blocks = [{"kind": spec.kind, **_fields(spec)} for spec in self.blocks]
-        value = {
+        return json.dumps(self._value())
+
+    def _value(self) -> dict[str, Any]:
+        """What is written as JSON."""
+        return {
             "schema": SCHEMA,
             "kind": "arch",
             "image_size": self.image_size,
             "channels": self.channels,
-            "blocks": blocks,
+            "blocks": [{"kind": spec.kind, **_fields(spec)} for spec in self.blocks],
         }
-        return json.dumps(value)
 
     @staticmethod
     def from_json(text: str) -> "Arch":
-        """The network that `to_json` wrote.
+        """The network that `to_json` wrote, a `Cascade` where it is one.
 
         Raises:
             InputError: not JSON, a newer schema, an unknown block or field, or shapes that do not meet.
@@ -248,8 +258,16 @@ class Arch:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"not an architecture: invalid JSON at line {error.lineno} ({error.msg})") from error
+        if isinstance(value, dict) and value.get("kind") == "cascade":
+            from search_spaces.cascade import Cascade  # which is made of Archs
+
+            return Cascade._of(value)
+        return Arch._of(value)
+
+    @staticmethod
+    def _of(value: Any) -> "Arch":
         if not isinstance(value, dict) or value.get("kind") != "arch":
-            raise InputError('not an architecture: expected a JSON object with "kind": "arch"')
+            raise InputError('not an architecture: expected a JSON object with "kind": "arch" or "cascade"')
         if value.get("schema") != SCHEMA:
             raise InputError(
                 f"architecture schema {value.get('schema')!r} is not {SCHEMA}; use the version that wrote it"

@@ -31,6 +31,9 @@ def skeleton(arch: Arch, device: torch.device, moments: bool) -> Network:
         for name, buffer in part.named_buffers(recurse=False):
             if not buffer.is_meta:
                 setattr(part, name, buffer.to(device))
+        for table in part.parameters(recurse=False):
+            if not table.is_meta:  # a fixed one
+                table.data = table.data.to(device)
     return network
 
 

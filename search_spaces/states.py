@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Logits", "Map", "Scorer", "State", "Streams", "Tokens", "tokens_of"]
+__all__ = ["Earlier", "Logits", "Map", "Scorer", "State", "Streams", "Tokens", "tokens_of"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,18 @@ class Scorer(NamedTuple):
     key: int = 0  # and of its keys; 0 where nobody asks
 
 
+class Earlier(NamedTuple):
+    """What the blocks of a cascade's later stage can reuse of the stage before it."""
+
+    channels: int  # of its last tokens
+    patches: int  # among them
+    tokens: int  # all of them, between every two of which there are relations
+    width: int = 0  # of what a block makes of its features, and puts at its MLP's input; 0 where they are not reused
+    hidden: int = 0  # neurons that a block makes it with
+    joint: bool = True  # whether the MLP's norm is over both
+    relations: bool = False  # whether there are relations for the attention's logits
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A sequence of tokens, the patches among them in the row order of `grid`; tensors are (B, count, channels)."""
@@ -40,6 +52,7 @@ class Tokens:
     scored_by: Scorer | None = None  # the attention that can score the patches
     fused: bool = False  # whether the last token stands for all patches that were not kept; it lies on no place
     sized: bool = False  # whether patches were merged, so that a token may stand for several
+    earlier: Earlier | None = None  # the stage before this one, of a cascade
 
     @property
     def patches(self) -> int:

@@ -26,6 +26,6 @@ def describe(
     from nas.networks import network_named
     from nas.tables import find_table, space_of
 
-    network = network_named(arch, budget_ms).arch
+    network = network_named(arch, budget_ms, cascades=True).arch
     priced = table is not None or target is not None
     show(run(network, find_table(table, target, lambda: space_of(network)) if priced else None), json)

@@ -19,9 +19,11 @@ from search_spaces.blocks.norm import Norm
 from search_spaces.blocks.normalise import Normalise
 from search_spaces.blocks.patch import ClassToken, Patch
 from search_spaces.blocks.position import Position
+from search_spaces.blocks.reuse import Reuse
 from search_spaces.blocks.side_tokens import SideTokens
 from search_spaces.blocks.stem import Stem
 from search_spaces.blocks.token_prune import TokenPrune
+from search_spaces.blocks.tokens_to_token import TokensToToken
 
 __all__ = [
     "BLOCKS",
@@ -45,10 +47,12 @@ __all__ = [
     "Normalise",
     "Patch",
     "Position",
+    "Reuse",
     "Row",
     "SideTokens",
     "Stem",
     "TokenPrune",
+    "TokensToToken",
 ]
 
 BLOCKS: dict[str, type[BlockSpec]] = {
@@ -74,4 +78,6 @@ BLOCKS: dict[str, type[BlockSpec]] = {
     "inverted_residual": InvertedResidual,
     "mobilevit": MobileViT,
     "normalise": Normalise,
+    "tokens_to_token": TokensToToken,
+    "reuse": Reuse,
 }

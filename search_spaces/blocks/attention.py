@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces.blocks.reuse import Relations
 from search_spaces.grouping import arrangement, inverse
 from search_spaces.merging import proportional
 from search_spaces.tokens import Kept, attend, masked_softmax, packed_attention, packed_score, ranks, score
@@ -103,6 +104,7 @@ class Attention(nn.Module):
         prefix: int = 0,
         qk_norm_eps: float | None = None,
         fused: bool = False,
+        qkv_bias: bool = True,
     ) -> None:
         """`places` is the number of offsets with a learned bias, None for no bias; one of `cuts` is used in each call.
 
@@ -114,7 +116,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.key_dim, self.value_dim, self.prefix = heads, key_dim, value_dim, prefix
         self.patches = slice(prefix, -1 if fused else None)
-        self.qkv = nn.Linear(channels, heads * (2 * key_dim + value_dim))
+        self.qkv = nn.Linear(channels, heads * (2 * key_dim + value_dim), bias=qkv_bias)
         self.proj = nn.Linear(heads * value_dim, channels)
         self.attention_biases = None if places is None else nn.Parameter(torch.zeros(heads, places))
         self.cuts = nn.ModuleList(cuts)
@@ -129,9 +131,18 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Tensor, loop: int = 0, kept: Kept | None = None, scored: bool = False, keyed: bool = False
+        self,
+        x: Tensor,
+        loop: int = 0,
+        kept: Kept | None = None,
+        scored: bool = False,
+        keyed: bool = False,
+        relations: Relations | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What attention adds to `x`, where `scored` the patches' scores, and where `keyed` their keys; `kept` says what is left of the tokens."""
+        """What attention adds to `x`, where `scored` the patches' scores, and where `keyed` their keys; `kept` says what is left of the tokens.
+
+        `relations` are what its logits take from a cascade's stage before, and give to the next; such patches are not scored.
+        """
         cut = self.cuts[loop]
         assert isinstance(cut, Cut)
         if kept is not None and kept.lengths is not None:
@@ -141,7 +152,10 @@ class Attention(nn.Module):
         batch, count, _ = x.shape
         q, k, v = self._split(self.qkv(x).reshape(batch, count, self.heads, -1).transpose(1, 2))
         more = proportional(sizes, q.dtype)
-        if self._fuses(mask, scored):
+        if relations is not None:
+            context = self._related(q, k, v, relations)
+            weights: Tensor | None = None
+        elif self._fuses(mask, scored):
             context = attend(q, k, v, self.key_dim**-0.5, more)
             weights = self._weights(q[:, :, :1], k, cut, mask, places, more) if scored else None  # the class token's
         else:
@@ -155,6 +169,17 @@ class Attention(nn.Module):
         assert weights is not None
         scores = score(weights, context, 0 if self.prefix else None, mask)
         return out, cut.of_tokens(scores)[:, self.patches], keys
+
+    def _related(self, q: Tensor, k: Tensor, v: Tensor, relations: Relations) -> Tensor:
+        """(B, heads, N, d) by logits that relations are added to, told where someone asks for them: only then is each of them written out."""
+        if relations.told is None and self._fuses(None, scored=False):
+            return attend(q, k, v, self.key_dim**-0.5, relations.added)
+        logits = (q * self.key_dim**-0.5) @ k.transpose(-2, -1)
+        logits = logits if relations.added is None else logits + relations.added
+        if relations.told is not None:
+            relations.told.append(logits)
+        context: Tensor = logits.softmax(-1) @ v
+        return context
 
     def _weights(
         self, q: Tensor, k: Tensor, cut: Cut, mask: Tensor | None, places: Tensor | None, more: Tensor | None

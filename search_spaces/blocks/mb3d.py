@@ -1,4 +1,7 @@
-"""MB3D, the token meta-block: attention and MLP (EfficientFormer, arXiv 2206.01191, eq. 4), recursive and in groups (SReT, 2111.05297)."""
+"""MB3D, the token meta-block: attention and MLP (EfficientFormer, arXiv 2206.01191, eq. 4), recursive and in groups (SReT, 2111.05297).
+
+In a later stage of a cascade it may reuse what the stage before knows (DVT, arXiv 2105.15075).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +23,7 @@ from search_spaces.blocks.residual import (
     residual_dims,
     residual_params,
 )
+from search_spaces.blocks.reuse import REUSES, FeatureReuse, Layer, Relations
 from search_spaces.grouping import ORDERS
 from search_spaces.regrid import Grid, offsets
 from search_spaces.states import Map, Scorer, State, Tokens, tokens_of
@@ -55,38 +59,69 @@ class MB3DModule(nn.Module):
         places = state.grid[0] * state.grid[1] if spec.bias else None
         eps = spec.eps if spec.qk_norm else None
         self.token_mixer = Attention(
-            channels, spec.heads, spec.key_dim, spec.value_dim, places, cuts, state.prefix, eps, state.fused
+            channels,
+            spec.heads,
+            spec.key_dim,
+            spec.value_dim,
+            places,
+            cuts,
+            state.prefix,
+            eps,
+            state.fused,
+            spec.qkv_bias,
         )
         self.ls1 = Residual(spec.residual, channels, spec.layer_scale)
-        self.norm2 = nn.LayerNorm(channels, eps=spec.eps)
-        self.mlp = Mlp(channels, hidden_width(channels, spec.ratio), spec.mlp)
+        more = spec.reused_width(state)
+        self.joint = bool(state.earlier and state.earlier.joint)
+        self.norm2 = nn.LayerNorm(channels + more * self.joint, eps=spec.eps)
+        self.features = FeatureReuse(state.earlier, state.prefix, spec.eps) if state.earlier and more else None
+        self.mlp = Mlp(channels, hidden_width(channels, spec.ratio), spec.mlp, channels + more)
         self.ls2 = Residual(spec.residual, channels, spec.layer_scale)
         hidden = hidden_width(channels, spec.nll) if spec.nll else 0
         self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
         self.loops = spec.loops
 
     def forward(
-        self, x: Tensor | Kept, loop: int | None = None, scored: bool = False, keyed: bool = False
+        self,
+        x: Tensor | Kept,
+        loop: int | None = None,
+        scored: bool = False,
+        keyed: bool = False,
+        layer: Layer | None = None,
     ) -> Tensor | Kept:
-        """All loops, or the one numbered `loop`; the last of them scores the patches where `scored`, and gives their keys where `keyed`."""
+        """All loops, or the one numbered `loop`; the last of them scores the patches where `scored`, and gives their keys where `keyed`.
+
+        `layer` says what it reuses of a cascade's stage before, and what it tells the next.
+        """
         loops = range(self.loops) if loop is None else (loop,)
         for number in loops:
             last = number == loops[-1]
-            x = self._once(x, number, scored and last, keyed and last)
+            x = self._once(x, number, scored and last, keyed and last, layer)
         return x
 
-    def _once(self, given: Tensor | Kept, loop: int, scored: bool, keyed: bool) -> Tensor | Kept:
+    def _once(self, given: Tensor | Kept, loop: int, scored: bool, keyed: bool, layer: Layer | None) -> Tensor | Kept:
         x = given.x if isinstance(given, Kept) else given
         x = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
         kept = given if isinstance(given, Kept) else None
-        mixed, score, keys = self.token_mixer(self.norm1(x), loop, kept, scored, keyed)
+        relations = None if layer is None else Relations(layer.added, layer.told)
+        mixed, score, keys = self.token_mixer(self.norm1(x), loop, kept, scored, keyed, relations)
         x = self.ls1(x, mixed)
-        x = self.ls2(x, self.mlp(self.norm2(x)))
+        x = self.ls2(x, self.mlp(self.norm2(x) if self.features is None else self._with_features(x, layer)))
         if self.nll:
             x = self.nll[loop](x)
         if kept is not None:
             return replace(kept, x=x, score=score, keys=keys, chosen=None)
         return Kept(x, score=score, keys=keys) if scored or keyed else x
+
+    def _with_features(self, x: Tensor, layer: Layer | None) -> Tensor:
+        """The MLP's input (B, N, C + width): what is reused stands behind the tokens' own channels."""
+        assert self.features is not None and layer is not None
+        assert layer.features is not None and layer.spread is not None
+        more = self.features(layer.features, layer.spread)
+        if self.joint:
+            out: Tensor = self.norm2(torch.cat([x, more], -1))
+            return out
+        return torch.cat([self.norm2(x), more], -1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +136,8 @@ class MB3D(BlockSpec):
     projection after each loop, 0 for none. `groups` and `orders`: into how many groups each loop cuts the tokens, and in
     which order; empty for one group. `inverse`: whether the branch puts the tokens back. `seed` draws permuted orders.
     `qk_norm`: LN of each head's queries and keys. `mlp`: what stands between the MLP's layers, one of `MLPS`; `ratio` is that of
-    its hidden neurons, of which gated ones take two outputs of the first layer each.
+    its hidden neurons, of which gated ones take two outputs of the first layer each. `qkv_bias`: whether queries, keys and values have
+    biases. `reuse`: what of a cascade's stage before it reuses, some of `REUSES`; a `Reuse` block before it says what there is.
     """
 
     kind: ClassVar[str] = "mb3d"
@@ -122,10 +158,16 @@ class MB3D(BlockSpec):
     eps: float = 1e-5  # of all norms but those of projections
     qk_norm: bool = False
     mlp: str = "gelu"
+    qkv_bias: bool = True
+    reuse: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse empty heads, and groups that say nothing or the same as others would: equal networks have equal specs."""
         check_form(self.residual)
+        if self.reuse != tuple(one for one in REUSES if one in self.reuse):
+            raise ValueError(f"reuse must be some of {', '.join(REUSES)}, in this order, got {self.reuse}")
+        if self.reuse and (self.bias or self.loops > 1 or self.groups):
+            raise ValueError("a block that reuses has neither a position bias nor loops nor groups")
         if self.mlp not in MLPS:
             raise ValueError(f"mlp must be one of {', '.join(MLPS)}, got {self.mlp!r}")
         if min(self.heads, self.key_dim, self.value_dim, self.loops) < 1 or self.nll < 0 or self.seed < 0:
@@ -181,7 +223,22 @@ class MB3D(BlockSpec):
             raise ValueError("a bias for each offset on the grid needs tokens that all lie on it; bias must be false")
         if self.bias and (source.fused or source.sized):
             raise ValueError("fused and merged tokens have no place on the grid; bias must be false behind them")
+        if self.reuse:
+            self._check_reuse(source)
         return source, hidden_width(state.channels, self.ratio)
+
+    def _check_reuse(self, source: Tokens) -> None:
+        earlier = source.earlier
+        there = earlier is not None and {"features": earlier.width > 0, "relations": earlier.relations}
+        lacking = [one for one in self.reuse if not there or not there[one]]
+        if lacking:
+            raise ValueError(f"there are no {lacking[0]} of an earlier stage; put a reuse block that has them before")
+        if source.pruned:
+            raise ValueError("a block that reuses needs every token of the grid, but some were dropped")
+
+    def reused_width(self, source: Tokens) -> int:
+        """Channels of an earlier stage's features at the MLP's input."""
+        return source.earlier.width if source.earlier and "features" in self.reuse else 0
 
     def output(self, state: State) -> Tokens:
         return replace(self._input(state)[0], scored_by=Scorer(self.heads, self.value_dim, self.key_dim))
@@ -192,18 +249,35 @@ class MB3D(BlockSpec):
         projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
         matmuls = sum(n * n // groups for groups, _ in self.cuts) * self.heads * (self.key_dim + self.value_dim)
         nll = 2 * n * c * hidden_width(c, self.nll) if self.nll else 0
-        return self.loops * (projections + (1 + gates(self.mlp)) * n * c * hidden + nll) + matmuls
+        ffn = (1 + gates(self.mlp)) * n * c * hidden + self._feature_macs(source, hidden)
+        return self.loops * (projections + ffn + nll) + matmuls
+
+    def _feature_macs(self, source: Tokens, hidden: int) -> int:
+        """What features make of an earlier stage's, and what the MLP's input is wider for it."""
+        width, earlier = self.reused_width(source), source.earlier
+        if not width or earlier is None:
+            return 0
+        making = earlier.patches * earlier.hidden * (earlier.channels + width)
+        return making + source.count * width * gates(self.mlp) * hidden
 
     def params(self, state: State) -> int:
         source, hidden = self._input(state)
         places, c = source.grid[0] * source.grid[1], source.channels
-        qkv = (c + 1) * self.heads * (2 * self.key_dim + self.value_dim)
+        qkv = (c + self.qkv_bias) * self.heads * (2 * self.key_dim + self.value_dim)
         attention = qkv + self.heads * self.value_dim * c + c + (self.heads * places if self.bias else 0)
         attention += 4 * self.key_dim if self.qk_norm else 0
         mlp = (1 + gates(self.mlp)) * c * hidden + gates(self.mlp) * hidden + c
         wide = hidden_width(c, self.nll) if self.nll else 0
         nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
+        mlp += self._feature_params(source, hidden)
         return attention + mlp + 4 * c + 2 * residual_params(self.residual, c) + self.loops * nll
+
+    def _feature_params(self, source: Tokens, hidden: int) -> int:
+        width, earlier = self.reused_width(source), source.earlier
+        if not width or earlier is None:
+            return 0
+        making = 2 * earlier.channels + (earlier.channels + 1) * earlier.hidden + (earlier.hidden + 1) * width
+        return making + width * gates(self.mlp) * hidden + 2 * width * earlier.joint
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source, hidden = self._input(state)
@@ -211,6 +285,9 @@ class MB3D(BlockSpec):
         kept: tuple[tuple[str, int], ...] = (("kept", 1),) if source.pruned else ()
         widths: tuple[tuple[str, int], ...] = (("heads", self.heads), ("qk", self.key_dim), ("v", self.value_dim))
         widths += (("qk_norm", 1),) if self.qk_norm else ()
+        widths += () if self.qkv_bias else (("bare", 1),)
+        earlier = source.earlier
+        widths += (("relations", earlier.tokens),) if earlier and "relations" in self.reuse else ()
         bias = () if self.bias else (("unbiased", 1),)
         if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
             bias = (("places", source.grid[0] * source.grid[1]),)
@@ -218,6 +295,9 @@ class MB3D(BlockSpec):
         kept += residual_dims(self.residual) if self.residual == "plain" else ()
         form = list(MLPS).index(self.mlp)
         between: tuple[tuple[str, int], ...] = (("mlp", form),) if form else ()
+        if earlier and "features" in self.reuse:
+            between += (("cin", earlier.channels), ("patches", earlier.patches), ("between", earlier.hidden))
+            between += (("features", earlier.width), ("joint", int(earlier.joint)))
         rows = [Row("flatten", n, (channels,))] if isinstance(state, Map) else []
         for groups, order in self.cuts:
             cut = (("groups", groups),) if groups > 1 else ()
@@ -236,7 +316,7 @@ class MB3D(BlockSpec):
     def row_macs(self, state: State) -> tuple[int, ...]:
         source, hidden = self._input(state)
         n, c = source.count, source.channels
-        ffn = (1 + gates(self.mlp)) * n * c * hidden
+        ffn = (1 + gates(self.mlp)) * n * c * hidden + self._feature_macs(source, hidden)
         each = {"mb3d.ffn": ffn, "mb3d.nll": 2 * n * c * hidden_width(c, self.nll) if self.nll else 0}
         projections = n * c * self.heads * (2 * self.key_dim + 2 * self.value_dim)
         found, loops = [], iter(self.cuts)

@@ -15,9 +15,9 @@ __all__ = ["ClassToken", "Patch"]
 class PatchModule(nn.Module):
     """(B, C_in, H, W) -> (B, N, width)."""
 
-    def __init__(self, channels: int, width: int, size: int, bias: bool) -> None:
+    def __init__(self, channels: int, width: int, size: int, bias: bool, padding: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, size, stride=size, bias=bias)
+        self.proj = nn.Conv2d(channels, width, size, stride=size, padding=padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.proj(x)
@@ -26,28 +26,35 @@ class PatchModule(nn.Module):
 
 @dataclass(frozen=True)
 class Patch(BlockSpec):
-    """Cuts a map into squares of `size` places a side and projects each to a token of `width` channels."""
+    """Cuts a map into squares of `size` places a side and projects each to a token of `width` channels.
+
+    `padding`: zeros around the map, as many on each side (DVT, arXiv 2105.15075); then what makes no whole square at the end is cut off.
+    """
 
     kind: ClassVar[str] = "patch"
     width: int
     size: int = 16
     bias: bool = True
+    padding: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse empty patches."""
+        """Refuse empty patches, and such as hold nothing but padding."""
         if min(self.width, self.size) < 1:
             raise ValueError(f"width and size of patches must be at least 1, got {self.width} and {self.size}")
+        if not 0 <= self.padding < self.size:
+            raise ValueError(f"padding of patches of {self.size} must be from 0 to {self.size - 1}, got {self.padding}")
 
     def _input(self, state: State) -> Map:
         if not isinstance(state, Map):
             raise ValueError(f"patches are cut from a map, got {state}")
-        if state.height % self.size or state.width % self.size:
+        sides = [side + 2 * self.padding for side in (state.height, state.width)]
+        if any(side < self.size or (side % self.size and not self.padding) for side in sides):
             raise ValueError(f"a map of {state.height} x {state.width} cannot be cut into patches of {self.size}")
         return state
 
     def output(self, state: State) -> Tokens:
         source = self._input(state)
-        grid = (source.height // self.size, source.width // self.size)
+        grid = ((source.height + 2 * self.padding) // self.size, (source.width + 2 * self.padding) // self.size)
         return Tokens(grid[0] * grid[1], self.width, grid)
 
     @property
@@ -55,7 +62,7 @@ class Patch(BlockSpec):
         return f"{self.width}/{self.size}:"
 
     def macs(self, state: State) -> int:
-        return self._input(state).positions * self._input(state).channels * self.width
+        return self.output(state).count * self.size**2 * self._input(state).channels * self.width
 
     def params(self, state: State) -> int:
         return (self._input(state).channels * self.size**2 + self.bias) * self.width
@@ -67,11 +74,12 @@ class Patch(BlockSpec):
             ("c", self.width),
             ("size", self.size),
             *(() if self.bias else (("bare", 1),)),
+            *((("padding", self.padding),) if self.padding else ()),
         )
         return (Row("patch", source.positions, dims),)
 
     def build(self, state: State) -> nn.Module:
-        return PatchModule(self._input(state).channels, self.width, self.size, self.bias)
+        return PatchModule(self._input(state).channels, self.width, self.size, self.bias, self.padding)
 
 
 class ClassTokenModule(nn.Module):

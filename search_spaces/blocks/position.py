@@ -27,12 +27,10 @@ def sines(count: int, channels: int) -> Tensor:
 class PositionModule(nn.Module):
     """(B, C, H, W) or (B, N, C) -> the same, plus a table of that shape for one image."""
 
-    table: Tensor
-
     def __init__(self, shape: tuple[int, ...], form: str) -> None:
         super().__init__()
-        if form == "sines":
-            self.register_buffer("table", sines(*shape))
+        if form == "sines":  # with storage of its own wherever the network is built, and no gradient
+            self.table = nn.Parameter(sines(*shape), requires_grad=False)
         else:
             self.table = nn.Parameter(torch.empty(shape))
             nn.init.trunc_normal_(self.table, std=0.02)
@@ -43,7 +41,7 @@ class PositionModule(nn.Module):
 
 @dataclass(frozen=True)
 class Position(BlockSpec):
-    """Adds a value for each place and channel: learned, or fixed sines of each token's number."""
+    """Adds a value for each place and channel: learned, or fixed sines of each token's number, which count as parameters as in releases."""
 
     kind: ClassVar[str] = "position"
     form: str = "learned"
@@ -68,7 +66,7 @@ class Position(BlockSpec):
 
     def params(self, state: State) -> int:
         source = tokens_of(self.output(state))
-        return 0 if self.form == "sines" else source.count * source.channels
+        return source.count * source.channels
 
     def rows(self, state: State) -> tuple[Row, ...]:
         source = tokens_of(self.output(state))

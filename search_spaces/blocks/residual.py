@@ -126,12 +126,15 @@ def gates(form: str) -> int:
 
 
 class Mlp(nn.Module):
-    """Linear - GELU, or another of `MLPS` - linear on tokens (B, N, C); gated, the first layer gives all gates, then all values."""
+    """Linear - GELU, or another of `MLPS` - linear on tokens (B, N, C); gated, the first layer gives all gates, then all values.
 
-    def __init__(self, channels: int, hidden: int, form: str = "gelu") -> None:
+    `inputs`: channels of its input, where they are not those of its output.
+    """
+
+    def __init__(self, channels: int, hidden: int, form: str = "gelu", inputs: int | None = None) -> None:
         super().__init__()
         self.gated = gates(form) > 1
-        self.fc1 = nn.Linear(channels, gates(form) * hidden)
+        self.fc1 = nn.Linear(channels if inputs is None else inputs, gates(form) * hidden)
         self.act = MLPS[form]()
         self.fc2 = nn.Linear(hidden, channels)
 

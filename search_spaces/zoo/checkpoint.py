@@ -74,7 +74,7 @@ def arch_in(path: Path) -> Arch | None:
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("arch", "")
     try:
-        ours = isinstance(value := json.loads(text), dict) and value.get("kind") == "arch"
+        ours = isinstance(value := json.loads(text), dict) and value.get("kind") in ("arch", "cascade")
     except json.JSONDecodeError:  # others may say something of an architecture too
         return None
     return Arch.from_json(text) if ours else None

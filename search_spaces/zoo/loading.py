@@ -12,7 +12,7 @@ from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
-from search_spaces.zoo import checkpoint, efficientformer, efficientformerv2, mobile_former, mobilevit, sret, vit
+from search_spaces.zoo import checkpoint, dvt, efficientformer, efficientformerv2, mobile_former, mobilevit, sret, vit
 from search_spaces.zoo.released import Entry, Family, Naming, Normalisation, check, fitted, places
 
 __all__ = ["arch", "from_checkpoint", "load_released", "names", "normalisation", "with_new_head"]
@@ -24,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     vit.FAMILY,
     mobile_former.FAMILY,
     mobilevit.FAMILY,
+    dvt.FAMILY,
 )
 OF: dict[str, Family] = {name: family for family in FAMILIES for name in family.archs}
 ARCHS: dict[str, Arch] = {name: arch for family in FAMILIES for name, arch in family.archs.items()}
@@ -38,7 +39,7 @@ def names() -> tuple[str, ...]:
 
 
 def arch(name: str) -> Arch:
-    """The published network `name`.
+    """The published network `name`; a `Cascade` where it has several exits.
 
     Raises:
         InputError: there is no such name.
@@ -72,6 +73,8 @@ def load_released(
     permutation: Order | None = None,
 ) -> Network:
     """The network `name` with weights in its authors' naming or timm's, in eval mode; its `arch` says what it is.
+
+    A cascade's is a `CascadeNetwork`, which gives a list of logits.
 
     Class count and image size are those of the weights, so that fine-tuned ones load as they are; images are taken as square.
 

@@ -28,13 +28,17 @@ from search_spaces.blocks import (
     Normalise,
     Patch,
     Position,
+    Reuse,
     SideTokens,
     Stem,
     TokenPrune,
+    TokensToToken,
 )
+from search_spaces.blocks.reuse import Layer, Passed
 from search_spaces.blocks.streams import Pair
 from search_spaces.regrid import grid_of
-from search_spaces.states import Logits, Map, Scorer, State, Streams, Tokens
+from search_spaces.spread import SpreadTokens
+from search_spaces.states import Earlier, Logits, Map, Scorer, State, Streams, Tokens
 from search_spaces.tokens import Kept
 
 CASES: dict[str, list[tuple[BlockSpec, State]]] = {
@@ -77,6 +81,28 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 4, bias=False), Tokens(7, 6, (3, 4), pruned=True, fused=True)),
         (MB3D(2, 4, 4, bias=False), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 4, bias=False, qkv_bias=False), Tokens(12, 6, (3, 4))),
+        (
+            MB3D(2, 4, 4, bias=False, reuse=("features", "relations")),
+            Tokens(13, 6, (3, 4), prefix=1, earlier=Earlier(5, 4, 5, 3, 7, True, True)),
+        ),
+        (
+            MB3D(2, 4, 4, 2, bias=False, mlp="swiglu", reuse=("features",)),
+            Tokens(12, 6, (3, 4), earlier=Earlier(5, 4, 4, 3, 7, False)),
+        ),
+        (
+            MB3D(2, 4, 8, bias=False, reuse=("relations",)),
+            Tokens(12, 6, (3, 4), earlier=Earlier(5, 4, 4, relations=True)),
+        ),
+    ],
+    "reuse": [
+        (Reuse(5, (2, 2), maps=(4, 6)), Tokens(13, 6, (3, 4), prefix=1)),
+        (Reuse(5, (2, 2), 2, (4, 6), width=0, ratio=2), Tokens(13, 6, (3, 4), prefix=1)),
+        (Reuse(5, (2, 2), 0, width=3, hidden=7, joint=False), Tokens(12, 6, (3, 4))),
+    ],
+    "tokens_to_token": [
+        (TokensToToken(8), Map(3, 16, 20)),
+        (TokensToToken(8, 5, 2, 1, 6, 3), Map(2, 16, 17)),
     ],
     "head": [
         (Head(5), Tokens(12, 6, (3, 4))),
@@ -105,7 +131,11 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (TokenPrune(8, rest="merged"), Tokens(13, 6, (3, 4), prefix=1, scored_by=Scorer(2, 8, 4))),
         (TokenPrune(5, rest="merged"), Tokens(9, 6, (3, 4), pruned=True, scored_by=Scorer(2, 8, 4), sized=True)),
     ],
-    "patch": [(Patch(8, 4), Map(3, 8, 12)), (Patch(8, 4, bias=False), Map(3, 8, 12))],
+    "patch": [
+        (Patch(8, 4), Map(3, 8, 12)),
+        (Patch(8, 4, bias=False), Map(3, 8, 12)),
+        (Patch(8, 5, padding=2), Map(3, 8, 12)),
+    ],
     "attention_pool": [
         (AttentionPool(2, 2), Tokens(12, 6, (3, 4))),
         (AttentionPool(3, 1, mlp="swiglu"), Tokens(14, 6, (3, 4), prefix=2)),
@@ -197,6 +227,28 @@ def given(state: State) -> torch.Tensor | Kept | Pair:
     return torch.randn(*shape, generator=generator)
 
 
+def run(module: torch.nn.Module, spec: BlockSpec, state: State) -> torch.Tensor | Kept:
+    """What the block gives, in a cascade's later stage with what the stage before has: 2 x 2 patches."""
+    earlier = getattr(state, "earlier", None)
+    if earlier is None or not isinstance(spec, MB3D) or not isinstance(state, Tokens):
+        return module(given(state))
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 4, earlier.channels, generator=generator) if earlier.width else None
+    added = torch.randn(2, spec.heads, state.count, state.count, generator=generator) if earlier.relations else None
+    return module(given(state), layer=Layer(features, SpreadTokens((2, 2), state.grid, state.prefix), added))
+
+
+def relations_of(module: torch.nn.Module, spec: Reuse) -> torch.Tensor | None:
+    """What a reuse block makes of the relations that the stage before passed."""
+    generator = torch.Generator().manual_seed(2)
+    relations = torch.randn(2, spec.maps[0], spec.count, spec.count, generator=generator) if spec.maps else None
+    features, found = module(Passed(torch.randn(2, spec.count, spec.channels, generator=generator), relations))
+    assert (features is None) == (not spec.width)
+    assert features is None or features.shape == (2, spec.count - spec.prefix, spec.channels)
+    assert (found is None) == (not spec.maps)
+    return found
+
+
 def test_every_kind_has_cases() -> None:
     assert CASES.keys() == BLOCKS.keys()
 
@@ -206,7 +258,13 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
     assert BLOCKS[kind] is type(spec)
     assert spec.kind == kind
     module = spec.build(state)
-    out, promised = module(given(state)), spec.output(state)
+    promised = spec.output(state)
+    if isinstance(spec, Reuse):  # the tokens do not pass through it
+        found = relations_of(module, spec)
+        assert found is None or found.shape == (2, spec.maps[1], spec.count, spec.count)
+        out = given(promised)
+    else:
+        out = run(module, spec, state)
     if isinstance(out, Kept):
         assert isinstance(promised, Tokens)
         count = promised.count if out.mask is None else out.mask.shape[1]  # in training all tokens stay
@@ -263,13 +321,14 @@ def test_sizes_that_can_shrink_are_named() -> None:
 @pytest.mark.parametrize(("kind", "spec", "state"), ALL)
 def test_gradients_reach_every_parameter(kind: str, spec: BlockSpec, state: State) -> None:
     module = spec.build(state)
-    out = module(given(state))
+    learned = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not learned:
+        return
+    out = relations_of(module, spec) if isinstance(spec, Reuse) else run(module, spec, state)
     out = torch.cat([part.flatten() for part in out]) if isinstance(out, tuple) else out
     out = out.mask if isinstance(out, Kept) and out.mask is not None else out.x if isinstance(out, Kept) else out
-    if not list(module.parameters()):
-        return
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
-    for name, parameter in module.named_parameters():
+    for name, parameter in learned.items():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
 
@@ -311,7 +370,8 @@ def test_what_belongs_to_a_grid_can_be_carried_to_another(kind: str, spec: Block
     own = dict(spec.build(state).named_parameters())
     other_state = finer(state)
     other = dict(fitting(spec, other_state).build(other_state).named_parameters())
-    differing = {name for name, parameter in own.items() if parameter.shape != other[name].shape}
+    learned = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+    differing = {name for name, parameter in learned.items() if parameter.shape != other[name].shape}
     assert differing == spec.grid_params(state).keys()
     for name, grid in spec.grid_params(state).items():
         carried = spec.regrid(name, own[name], other_state, grid_of(grid))

@@ -33,7 +33,9 @@ from search_spaces.blocks import (
     SideTokens,
     Stem,
     TokenPrune,
+    TokensToToken,
 )
+from search_spaces.cascade import Cascade, linked
 from tests.nas.test_kept_rows import table
 from tests.nas.toy import toy_space
 from tests.search_spaces.test_token_prune import vit
@@ -50,6 +52,7 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
     "norm": (Patch(48, 8), Position(), Norm(), MB3D(3, 8, 8, bias=False, qk_norm=True), Head(4)),
     "map_attention": (Stem(16), *[MapAttention(3, 8, 12, 2)] * 4, Head(4)),
     "attention_embed": (Stem(16), AttentionEmbed(96, 3, 8, 12), Head(4)),
+    "tokens_to_token": (TokensToToken(48, between=16), Head(4)),
     "attention_pool": (Patch(48, 8), Position(), AttentionPool(4), Head(4, norm="none")),
     "lite_bottleneck": (Stem(16), *[LiteBottleneck(16, 4, groups=2)] * 4, Head(4)),
     "side_tokens": (Stem(16), SideTokens(20, 16), *[MobileFormer(16, 1)] * 4, Head(4)),
@@ -79,9 +82,17 @@ CONTEXTS: dict[str, tuple[BlockSpec, ...]] = {  # a network in which the block d
 }
 
 
+def cascade() -> Cascade:
+    """Its stages reuse much of the ones before."""
+    block = MB3D(6, 4, 4, 2, bias=False)
+    return linked(
+        [Arch(48, 3, (Patch(12, size), ClassToken(), block, block, Head(4, pool="token"))) for size in (16, 8)]
+    )
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_three_counts_agree_on_every_block_kind(kind: str) -> None:
-    arch = Arch(48, 3, CONTEXTS[kind])
+    arch = cascade() if kind == "reuse" else Arch(48, 3, CONTEXTS[kind])
     assert any(spec.kind == kind for spec in arch.blocks)
     assert macs_fvcore(arch) == pytest.approx(macs(arch), rel=0.01)
     assert macs_thop(arch) == pytest.approx(macs(arch), rel=0.01)

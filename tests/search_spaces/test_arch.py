@@ -95,7 +95,8 @@ def test_id_is_the_same_on_every_machine() -> None:
     ("change", "message"),
     [
         ({"schema": 2}, "schema 2 is not 1"),
-        ({"kind": "cascade"}, "kind"),
+        ({"kind": "net"}, "kind"),
+        ({"kind": "cascade"}, "stages must be a list"),
         ({"image_size": "big"}, "whole numbers"),
         ({"blocks": [{"kind": "mb5d"}]}, "kind 'mb5d'"),
         ({"blocks": [{"kind": []}]}, r"kind \[\]"),

@@ -288,6 +288,6 @@ def test_sines() -> None:
     torch.testing.assert_close(pairs.square().sum(-1), torch.ones(17, 4))
     steps = (pairs[1:] * pairs[:-1]).sum(-1)  # cosines of the angles between neighbours
     torch.testing.assert_close(steps, torch.cos(10000.0 ** -(torch.arange(4) / 4)).expand(16, 4))
-    assert arch.blocks[2].params(arch.states[2]) == 0
+    assert arch.blocks[2].params(arch.states[2]) == 17 * 8 and not table.requires_grad
     with pytest.raises(ValueError, match="sines number tokens"):
         Arch(32, 3, (block, Patch(8, 8), Head(3)))

@@ -1,0 +1,41 @@
+"""DVT's cascades against the authors' outputs, all three exits, on weights that a formula gives."""
+
+import pytest
+import torch
+
+from nas.cost import macs, params
+from search_spaces import Cascade, zoo
+from tests.parity.fill import image
+from tests.parity.oracle import assert_logits, filled, reference
+
+
+@pytest.mark.parametrize("name", ["dvt_t2t_vit_12", "dvt_deit_small"])
+def test_parameters_macs_and_logits_of_every_exit(name: str) -> None:
+    parity, arch = reference(name), zoo.arch(name)
+    assert isinstance(arch, Cascade)
+    assert params(arch) == parity["params"]
+    # The release makes features of the class token too, and drops them.
+    assert macs(arch) == pytest.approx(parity["macs"], rel=3e-4)
+    network = zoo.load_released(name, filled(parity))
+    assert network.arch == arch and not network.training
+    with torch.no_grad():
+        logits = network(image(parity["image_size"], parity["batch"]))
+    assert isinstance(logits, list) and len(logits) == len(parity["logits"]) == 3
+    for own, wanted in zip(logits, parity["logits"], strict=True):
+        assert_logits(own[:, :100], torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "exits"),
+    [
+        ("dvt_t2t_vit_12", 22_461_516, (0.47, 1.45, 3.46)),
+        ("dvt_t2t_vit_14", 67_881_836, (1.20, 3.82, 9.26)),
+        ("dvt_deit_small", 70_442_232, (1.14, 3.64, 8.80)),
+    ],
+)
+def test_published_counts(name: str, total: int, exits: tuple[float, ...]) -> None:
+    """GMACs as far as each exit."""
+    arch = zoo.arch(name)
+    assert isinstance(arch, Cascade) and params(arch) == total
+    work = [sum(macs(stage) for stage in arch.stages[: number + 1]) / 1e9 for number in range(3)]
+    assert work == pytest.approx(exits, abs=0.006)
