@@ -1,6 +1,7 @@
 """What to remove from a trained network, and how to heal it."""
 
 from compress.adapters import from_module
+from compress.cascade import cascade, exit_loss
 from compress.curves import curve_of
 from compress.losses import distillation, feature_distance
 from compress.normalise import seeing
@@ -15,9 +16,11 @@ __all__ = [
     "Pruned",
     "budget_loss",
     "calibrate",
+    "cascade",
     "counts_of",
     "curve_of",
     "distillation",
+    "exit_loss",
     "feature_distance",
     "from_module",
     "hold",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.finite import check_finite
 from search_spaces.arch import Arch, Network
+from search_spaces.cascade import CascadeNetwork
 from search_spaces.errors import InputError
 
 __all__ = ["from_module"]
@@ -30,6 +31,8 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     Raises:
         InputError: it is none of these, or has a part that no Arch describes, which is named; or its weights hold NaN or infinity, and then the tensor is.
     """
+    if isinstance(model, CascadeNetwork):
+        raise InputError("a cascade is several networks; give one of them")
     if isinstance(model, Network):
         check_finite(model.state_dict())
         return model.arch, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
