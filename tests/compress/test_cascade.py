@@ -73,7 +73,7 @@ def test_training_reaches_what_was_added() -> None:
     for step in range(3):
         optimiser.zero_grad()
         compress.exit_loss(network(images), labels).backward()
-        if step:
+        if step == 2:
             silent = [name for name, own in network.named_parameters() if own.grad is None or not own.grad.any()]
             last = max(place for place, block in enumerate(network.blocks) if isinstance(block, MB3DModule))
             assert all(name.startswith(f"blocks.{last}.features.") for name in silent)
