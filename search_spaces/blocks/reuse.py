@@ -15,6 +15,8 @@ from search_spaces.states import Earlier, State, Tokens
 __all__ = ["REUSES", "FeatureReuse", "Layer", "Passed", "RelationReuse", "Relations", "Reuse", "Reused"]
 
 REUSES = ("features", "relations")
+AT_ONCE = 1024
+"""Pairs of tokens whose relations are worked out together on a CPU: hundreds of hidden maps of so many fit a core's cache."""
 
 
 class Passed(NamedTuple):
@@ -67,7 +69,8 @@ class FeatureReuse(nn.Module):
 class RelationReuse(nn.Module):
     """Two 1x1 convolutions over the attention maps of a stage, (B, maps, n, n) -> (B, maps of the next, n, n), GELU between.
 
-    They run as matmuls from the left, because a convolution would bring the maps into another layout and back, which takes longer than it.
+    They run as matmuls from the left, because a convolution would bring the maps into another layout and back, which takes longer than it;
+    without gradients some pairs after the others, so that what lies between stays in cache.
     """
 
     def __init__(self, maps: int, hidden: int, out: int) -> None:
@@ -75,8 +78,23 @@ class RelationReuse(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(maps, hidden, 1), nn.Conv2d(hidden, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self._on(self.fc1, x.flatten(2)))
-        return self._on(self.fc2, hidden).reshape(len(x), -1, *x.shape[2:])
+        pairs = x.flatten(2)
+        if torch.is_grad_enabled() or x.is_cuda or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            found = self._on(self.fc2, F.gelu(self._on(self.fc1, pairs)))
+        else:
+            found = self._in_parts(pairs)
+        return found.reshape(len(x), -1, *x.shape[2:])
+
+    def _in_parts(self, pairs: Tensor) -> Tensor:
+        """The same, image by image and `AT_ONCE` pairs at a time."""
+        found = pairs.new_empty(len(pairs), self.fc2.out_channels, pairs.shape[2])
+        first, second = (layer.weight.flatten(1) for layer in (self.fc1, self.fc2))
+        assert self.fc1.bias is not None and self.fc2.bias is not None
+        for image, out in zip(pairs, found, strict=True):
+            for own, place in zip(image.split(AT_ONCE, 1), out.split(AT_ONCE, 1), strict=True):
+                hidden = F.gelu(torch.addmm(self.fc1.bias[:, None], first, own))
+                torch.addmm(self.fc2.bias[:, None], second, hidden, out=place)
+        return found
 
     @staticmethod
     def _on(layer: nn.Conv2d, pairs: Tensor) -> Tensor:

@@ -66,9 +66,14 @@ def test_pairs_spread_along_both_axes(
     torch.testing.assert_close(found, rows(rows(x).transpose(2, 3)).transpose(2, 3))
 
 
-def test_relations_are_two_convolutions_over_the_maps() -> None:
-    block, x = RelationReuse(4, 12, 6), torch.randn(2, 4, 5, 5)
-    torch.testing.assert_close(block(x), block.fc2(F.gelu(block.fc1(x))))
+@pytest.mark.parametrize("count", [5, 40])
+def test_relations_are_two_convolutions_over_the_maps(count: int) -> None:
+    """With gradients and without, where many pairs are worked out in parts."""
+    block, x = RelationReuse(4, 12, 6), torch.randn(2, 4, count, count)
+    wanted = block.fc2(F.gelu(block.fc1(x)))
+    torch.testing.assert_close(block(x), wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), wanted.detach())
 
 
 def test_the_fused_kernel_gives_the_logits_and_gradients_of_the_written_out_sum() -> None:
