@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ AGREEMENT, MAX_DIFF = (
 CLEAR = 1e-4  # of the mean score: a patch this near to what decides whether it stays is dropped or not by rounding
 ALIKE = 1e-5  # between cosines: of patches this near to each other, rounding decides which are merged
 
-__all__ = ["Checked", "check_onnx", "check_reads_onnx", "export_onnx"]
+__all__ = ["Checked", "check_onnx", "check_reads_onnx", "export_onnx", "write_onnx"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
             "a network with thresholds keeps of each image a number of its own, so its file takes images one by one: pass a target "
             "of batch 1, or --static for the file of the network that keeps the mean numbers"
         )
+    return write_onnx(network, (example,), path, ["images"], ["logits"])
+
+
+def write_onnx(
+    network: nn.Module, examples: tuple[Tensor, ...], path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> Path:
+    """Write a network in eval mode as ONNX, for inputs of the shapes of `examples`."""
     network.eval()
     chatter = io.StringIO()  # the exporter reports its steps on stdout, which belongs to results
     verbosity = logging.getLogger("torch.onnx").level
@@ -77,9 +85,9 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
         with contextlib.redirect_stdout(chatter):
             program = torch.onnx.export(
                 network,
-                (example,),
-                input_names=["images"],
-                output_names=["logits"],
+                examples,
+                input_names=inputs,
+                output_names=outputs,
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table={torch.ops.aten.gelu.default: _gelu},

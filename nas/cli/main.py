@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from nas.cli.cascade import cascade
 from nas.cli.describe import describe
 from nas.cli.evaluate import evaluate
 from nas.cli.export import export
@@ -54,6 +55,7 @@ for command in (
     tables,
 ):
     app.command(cls=Command)(command)
+app.add_typer(cascade, name="cascade")
 
 
 def _fail(message: str, code: int) -> NoReturn:

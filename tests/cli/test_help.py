@@ -42,26 +42,30 @@ def help_of(*words: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     found = help_of()
     assert found.returncode == 0, found.stderr
-    for command in COMMANDS:
+    for command in [*COMMANDS, "cascade"]:
         assert command in found.stdout
     assert found.stdout.rstrip().endswith("LOADED []")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "cascade train", "cascade bench"])
 def test_help_of_each_command(command: str) -> None:
-    found = help_of(command)
+    found = help_of(*command.split())
     assert found.returncode == 0, found.stderr
     assert "Usage: nas" in found.stdout
     assert "--json" in found.stdout
     assert found.stdout.rstrip().endswith("LOADED []")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/imagenet.md", "docs/prune.md", "docs/pruning.md", "docs/zoo.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/cascade.md", "docs/imagenet.md", "docs/prune.md", "docs/pruning.md", "docs/zoo.md"]
+)
 def test_commands_in_the_documents_have_their_flags(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()
     lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
     commands = [line.partition("   #")[0].split() for line in lines if line.startswith("nas ") and "--help" not in line]
     assert len(commands) >= 5
     for _, name, *words in commands:
-        known = {option for parameter in typer.main.get_command(app).commands[name].params for option in parameter.opts}
+        command = typer.main.get_command(app).commands[name]
+        command = command.commands[words[0]] if name == "cascade" else command
+        known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
         assert {word for word in words if word.startswith("--")} <= known, name

@@ -1,0 +1,224 @@
+"""What the commands of `nas cascade` do, from names and folders to results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import compress
+from nas.cascade.bench import bench, exit_ms, prepacked
+from nas.cascade.files import check_exits, export_exits
+from nas.cascade.running import every_exit
+from nas.cascade.thresholds import exits_taken, mean_cost, solve
+from nas.cascade.training import load_cascade, train_cascade
+from nas.cost import macs
+from nas.data import SPLITS, Data, Split
+from nas.data import load as load_data
+from nas.files import read_json, write_json
+from nas.networks import network_named
+from nas.target import Target, fingerprint
+from nas.train.loop import Recipe
+from search_spaces.cascade import Cascade, CascadeNetwork
+from search_spaces.errors import InputError
+
+__all__ = ["bench_run", "calibrate_run", "export_run", "run_run", "train_named"]
+
+THRESHOLDS = "thresholds.json"
+ROUNDS = 25  # that an exit's time is the median of
+TIMED = 256  # images that exits are timed on, at most
+
+
+def train_named(
+    names: Sequence[str],
+    dataset: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    feature_reuse: bool = True,
+    relation_reuse: bool = True,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """`nas cascade train`: accuracies of every exit on the test split, read once training is over.
+
+    One name is that of a cascade; of several, coarse to fine, one is made by `compress.cascade`, from their weights where they have some.
+
+    Raises:
+        InputError: no such networks, or they make no cascade, or do not fit the data.
+    """
+    arch, start, data = _named(names, dataset, recipe.seed, feature_reuse, relation_reuse)
+    summary = train_cascade(arch, data, recipe, out, start=start, resume=resume)
+    network, _ = load_cascade(out)
+    _, hits = every_exit(network, data, "test")
+    return {"test_acc": hits.mean(0).tolist(), **summary}
+
+
+def _named(
+    names: Sequence[str], dataset: str, seed: int, features: bool, relations: bool
+) -> tuple[Cascade, dict[str, torch.Tensor] | None, Data]:
+    """The cascade, its weights if there are any, and the data at its size."""
+    if len(names) == 1:
+        named = network_named(names[0], cascades=True)
+        if not isinstance(named.arch, Cascade):
+            raise InputError(f"{names[0]} has one exit; name a cascade, or two networks or more, from coarse to fine")
+        if not (features and relations):
+            raise InputError(
+                f"{names[0]} says itself what it reuses; leave out --no-feature-reuse and --no-relation-reuse"
+            )
+        data = load_data(dataset, image_size=named.arch.image_size)
+        named = named.of_classes(data.classes)
+        assert isinstance(named.arch, Cascade)
+        return named.arch, named.start_weights(data, seed), data
+    networks = []
+    for name in names:
+        found = network_named(name)
+        own = load_data(dataset, image_size=found.arch.image_size)
+        networks.append(found.of_classes(own.classes).seeing(own).with_weights(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # what is added is drawn
+        made = compress.cascade(networks, features, relations)
+    return made.arch, dict(made.state_dict()), load_data(dataset, image_size=made.arch.image_size)
+
+
+def calibrate_run(
+    path: Path, dataset: str, *, budget_ms: float | None, budget_macs: float | None, batch: int, threads: int
+) -> dict[str, Any]:
+    """`nas cascade calibrate`: thresholds for a mean cost of an image on search-validation, written beside the weights.
+
+    Milliseconds are those of eager torch on this machine, in whole batches.
+
+    Raises:
+        InputError: no such run, data of other classes, or not one budget.
+        BudgetError: even the first exit costs more.
+    """
+    if (budget_ms is None) == (budget_macs is None):
+        raise InputError("give one budget, --budget-ms or --budget-macs")
+    network, _ = load_cascade(path)
+    data = _data_for(network, dataset)
+    unit, budget = ("ms", budget_ms) if budget_ms is not None else ("macs", budget_macs)
+    assert budget is not None
+    if not 0 < budget < float("inf"):
+        raise InputError(f"--budget-{unit} must be positive and finite, got {budget:g}")
+    if unit == "ms":
+        torch.set_num_threads(threads)
+        costs = exit_ms(prepacked(network), _images(data, "val", TIMED), batch, ROUNDS)
+    else:
+        costs = np.cumsum([float(macs(stage)) for stage in network.arch.stages])
+    confidence, hits = every_exit(network, data, "val")
+    thresholds = solve(confidence, costs, budget)
+    taken = exits_taken(confidence, thresholds)
+    found = {
+        "thresholds": thresholds.tolist(),
+        "unit": unit,
+        "budget": budget,
+        "costs": costs.tolist(),
+        "val_cost": mean_cost(confidence, thresholds, costs),
+        "val_acc": float(hits[np.arange(len(taken)), taken].mean()),
+        "shares": _shares(taken, len(costs)),
+        "batch": batch,
+        "threads": threads,
+        "machine": fingerprint(Target("cpu", "eager", "fp32", batch, threads)),
+    }
+    write_json(path / THRESHOLDS, found)
+    return found
+
+
+def run_run(path: Path, dataset: str, *, split: str, batch: int, threads: int, limit: int | None) -> dict[str, Any]:
+    """`nas cascade run`: images leave for real; accuracy, share and accuracy of every exit, milliseconds an image.
+
+    Raises:
+        InputError: no such run or split, it is not calibrated, or the data has other classes.
+    """
+    found = _benched(path, dataset, split, batch, threads, limit, seed=0)
+    return {name: found[name] for name in ("acc", "images", "ms_per_image", "exits")}
+
+
+def bench_run(
+    path: Path, dataset: str, *, split: str, batch: int, threads: int, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """`nas cascade bench`: images a second with early exit, if regrouping cost nothing (`ideal_throughput`), and with no exit but the last (`baseline_…`).
+
+    Raises:
+        InputError: as `run_run`.
+    """
+    return _benched(path, dataset, split, batch, threads, limit, seed)
+
+
+def _benched(
+    path: Path, dataset: str, split: str, batch: int, threads: int, limit: int | None, seed: int
+) -> dict[str, Any]:
+    network, _ = load_cascade(path)
+    thresholds = _thresholds(path)
+    data = _data_for(network, dataset)
+    torch.set_num_threads(threads)
+    chosen = _split(split)
+    images = _images(data, chosen, limit)
+    labels = torch.from_numpy(data.labels(chosen))[: len(images)]
+    timed = bench(prepacked(network), images, thresholds, batch, seed)
+    hits, count = timed.logits.argmax(1) == labels, len(images)
+    shares = np.array(_shares(timed.taken.numpy(), len(network.parts)))
+    exits = [
+        {
+            "acc": float(hits[timed.taken == number].float().mean()) if shares[number] else None,
+            "share": float(shares[number]),
+            "ms": float(timed.exit_ms[number]),
+        }
+        for number in range(len(shares))
+    ]
+    return {
+        "exits": exits,
+        "acc": float(hits.float().mean()),
+        "images": count,
+        "ms_per_image": 1000 * timed.early_s / count,
+        "throughput": count / timed.early_s,
+        "ideal_throughput": 1000 / float(shares @ timed.exit_ms),
+        "baseline_acc": float((timed.last.argmax(1) == labels).float().mean()),
+        "baseline_throughput": count / timed.full_s,
+        "batch": batch,
+        "threads": threads,
+    }
+
+
+def export_run(path: Path, out: Path, *, batch: int) -> dict[str, Any]:
+    """`nas cascade export`: one ONNX file of each exit, checked one after the other on random images.
+
+    Raises:
+        InputError: no such run, or a file disagrees with the cascade.
+    """
+    network, _ = load_cascade(path)
+    paths = export_exits(network, batch, out)
+    differing = check_exits(network, paths, network.arch.example(batch, seed=1))
+    return {"paths": [str(one) for one in paths], "max_abs_diff": differing}
+
+
+def _thresholds(path: Path) -> NDArray[np.float64]:
+    if not (path / THRESHOLDS).is_file():
+        raise InputError(f"{path} has no thresholds; run `nas cascade calibrate` on it first")
+    return np.array(read_json(path / THRESHOLDS)["thresholds"])
+
+
+def _data_for(network: CascadeNetwork, name: str) -> Data:
+    data = load_data(name, image_size=network.arch.image_size)
+    if data.classes != network.arch.classes:
+        raise InputError(
+            f"the cascade tells {network.arch.classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
+        )
+    return data
+
+
+def _split(name: str) -> Split:
+    chosen = [known for known in SPLITS if known == name]
+    if not chosen:
+        raise InputError(f"no split called {name!r}; known: {', '.join(SPLITS)}")
+    return chosen[0]
+
+
+def _images(data: Data, split: Split, limit: int | None) -> torch.Tensor:
+    """The first images (N, C, H, W) of a split; they are loaded before anything is timed."""
+    return torch.cat([images for images, _ in data.loader(split, 250, limit=limit)])
+
+
+def _shares(taken: NDArray[np.int64], exits: int) -> list[float]:
+    return [float(share) for share in np.bincount(taken, minlength=exits) / len(taken)]

@@ -1,0 +1,130 @@
+"""`nas cascade`: a group of commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import Command, DataName, Json, Out, Resume, Seed, show
+
+__all__ = ["cascade"]
+
+NETWORKS = (
+    "A cascade (zoo name or architecture file), or two networks or more from coarse to fine, as nas retrain takes them."
+)
+RUN = "Folder that `nas cascade train` wrote."
+cascade = typer.Typer(
+    help="A cascade of ViTs from coarse to fine, where images leave at the first exit that is sure (DVT).",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Argument(help=RUN)]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch.")]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many images.")]
+
+
+@cascade.command(cls=Command)
+def train(
+    networks: Annotated[list[str], typer.Argument(help=NETWORKS)],
+    data: DataName,
+    feature_reuse: Annotated[bool, typer.Option(help="Later stages reuse features of the one before.")] = True,
+    relation_reuse: Annotated[bool, typer.Option(help="Later stages reuse its attention logits.")] = True,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
+    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
+    ema: Annotated[
+        float, typer.Option("--ema", help="Decay of the mean of the weights that is kept; 0 is none.")
+    ] = 0.0,
+    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
+    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    out: Out = Path("results/cascade"),
+    seed: Seed = 0,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Train all exits at once, from the networks' own weights where they have some."""
+    from nas.cascade.commands import train_named
+    from nas.train.loop import Recipe
+
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        ema=ema,
+        mixup=mixup,
+        cutmix=cutmix,
+        seed=seed,
+    )
+    found = train_named(
+        networks, data, recipe, out, feature_reuse=feature_reuse, relation_reuse=relation_reuse, resume=resume
+    )
+    show(found, json)
+
+
+@cascade.command(cls=Command)
+def calibrate(
+    run: Folder,
+    data: DataName,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Mean milliseconds of an image.")] = None,
+    budget_macs: Annotated[float | None, typer.Option("--budget-macs", help="Mean MACs of an image.")] = None,
+    batch: BatchSize = 1,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Solve for thresholds that hold a budget on search-validation, and keep them in the run's folder."""
+    from nas.cascade.commands import calibrate_run
+
+    show(
+        calibrate_run(run, data, budget_ms=budget_ms, budget_macs=budget_macs, batch=batch, threads=threads),
+        json,
+    )
+
+
+@cascade.command(cls=Command)
+def run(
+    run: Folder,
+    data: DataName,
+    split: SplitName = "test",
+    batch: BatchSize = 1,
+    threads: Threads = 1,
+    limit: Limit = None,
+    json: Json = False,
+) -> None:
+    """Run it: images that leave are in no later batch. Accuracy, and which share leaves where."""
+    from nas.cascade.commands import run_run
+
+    show(run_run(run, data, split=split, batch=batch, threads=threads, limit=limit), json)
+
+
+@cascade.command(cls=Command)
+def export(
+    run: Folder,
+    out: Out = Path("results/cascade-files"),
+    batch: BatchSize = 1,
+    json: Json = False,
+) -> None:
+    """Write one ONNX file of each exit, which takes what the one before passes on, and check them in a row."""
+    from nas.cascade.commands import export_run
+
+    show(export_run(run, out, batch=batch), json)
+
+
+@cascade.command(cls=Command)
+def bench(
+    run: Folder,
+    data: DataName,
+    split: SplitName = "test",
+    batch: BatchSize = 1,
+    threads: Threads = 1,
+    limit: Limit = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Images a second with early exit, against all stages for all images, on the same batches in turn."""
+    from nas.cascade.commands import bench_run
+
+    show(bench_run(run, data, split=split, batch=batch, threads=threads, limit=limit, seed=seed), json)

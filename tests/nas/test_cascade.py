@@ -1,0 +1,167 @@
+"""Early exit: thresholds for a budget, images that leave, and the group of commands from training to files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nas.cascade.files import export_exits
+from nas.cascade.running import every_exit, run_early
+from nas.cascade.thresholds import exits_taken, mean_cost, shares_of, solve, thresholds_for
+from nas.cost import macs
+from nas.data import DATASETS
+from nas.errors import BudgetError
+from nas.runs import Run
+from nas.train.retrain import fresh_network
+from search_spaces import Arch, Cascade, InputError
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.cascade import CascadeNetwork, linked
+from tests.nas.toy import toy
+
+COSTS = np.array([1.0, 3.0, 7.0])
+
+
+def vit(patch: int) -> Arch:
+    block = MB3D(2, 8, 8, 2, residual="plain", bias=False)
+    return Arch(32, 3, (Patch(16, patch), ClassToken(), Position(), block, block, Head(4, pool="token")))
+
+
+@pytest.fixture
+def confidences() -> Any:
+    return np.random.default_rng(0).random((400, 3)).astype(np.float32)
+
+
+def test_shares_are_a_geometric_series() -> None:
+    np.testing.assert_allclose(shares_of(np.log(2), 3), np.array([1, 2, 4]) / 7)
+    np.testing.assert_allclose(shares_of(0, 4), 0.25)
+    assert shares_of(40, 3)[2] > 1 - 1e-9 and shares_of(-40, 3)[0] > 1 - 1e-9
+
+
+def test_the_surest_of_those_that_are_left_leave(confidences: Any) -> None:
+    thresholds = thresholds_for(confidences, np.array([0.25, 0.5, 0.25]))
+    taken = exits_taken(confidences, thresholds)
+    assert np.bincount(taken).tolist() == [100, 200, 100]
+    assert confidences[taken == 0, 0].min() > confidences[taken > 0, 0].max()
+    assert confidences[taken == 1, 1].min() > confidences[taken == 2, 1].max()
+    assert exits_taken(confidences, np.zeros(2)).max() == 0 and exits_taken(confidences, np.ones(2)).min() == 2
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.5, 3.3, 6.9, 7.0, 100.0])
+def test_budgets_are_held_and_used(confidences: Any, budget: float) -> None:
+    cost = mean_cost(confidences, solve(confidences, COSTS, budget), COSTS)
+    assert cost <= budget
+    assert cost == pytest.approx(min(budget, 7), abs=0.05)
+
+
+def test_images_that_are_equally_sure_do_not_break_a_budget() -> None:
+    same = np.full((50, 3), 0.5, dtype=np.float32)
+    assert mean_cost(same, solve(same, COSTS, 4), COSTS) <= 4
+
+
+def test_what_is_below_the_first_exit_is_refused(confidences: Any) -> None:
+    with pytest.raises(BudgetError, match=r"below the first exit's 1, the cheapest possible"):
+        solve(confidences, COSTS, 0.5)
+
+
+def test_images_leave_with_the_logits_of_their_exit() -> None:
+    network = fresh_network(linked([vit(16), vit(8), vit(4)]), 0).eval()
+    assert isinstance(network, CascadeNetwork)
+    confidence, hits = every_exit(network, toy(64), "val")
+    assert confidence.shape == hits.shape == (64, 3) and 0 < hits.mean() < 1
+    thresholds = thresholds_for(confidence, np.array([0.3, 0.3, 0.4]))
+    wanted = torch.from_numpy(exits_taken(confidence, thresholds))
+    images = next(iter(toy(64).loader("val", 64)))[0]
+    sizes: list[int] = []
+    network.blocks[-1].register_forward_hook(lambda block, given, out: sizes.append(len(out)))
+    with torch.no_grad():
+        logits, taken = run_early(network, images, thresholds)
+        every = torch.stack(network(images), 1)
+    assert torch.equal(taken, wanted) and set(taken.tolist()) == {0, 1, 2}
+    assert sizes == [int((taken == 2).sum()), 64], "who has left is in no later batch"
+    torch.testing.assert_close(logits, every[torch.arange(64), taken], rtol=1e-4, atol=1e-5)
+    assert set(run_early(network, images, np.zeros(2))[1].tolist()) == {0}
+
+
+def nas(*words: object) -> Any:
+    """What a command prints, or the error that it ends with."""
+    from nas.cli.main import app
+
+    found = CliRunner().invoke(app, list(map(str, ("cascade", *words, "--json"))))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    import json
+
+    return json.loads(found.stdout)
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "toy", lambda path, image_size, seed: toy(512))
+
+
+@pytest.mark.usefixtures("data")
+def test_from_two_networks_to_files(tmp_path: Path) -> None:
+    for patch in (16, 8):
+        (tmp_path / f"{patch}.json").write_text(vit(patch).to_json())
+    run, names = tmp_path / "run", (tmp_path / "16.json", tmp_path / "8.json")
+    flags = ("--data", "toy", "--epochs", 4, "--batch-size", 16, "--lr", 1e-2, "--out", run)
+    trained = nas("train", *names, *flags)
+    assert len(trained["test_acc"]) == len(trained["val_acc"]) == 2 and max(trained["test_acc"]) > 0.33
+    assert nas("train", *names, *flags, "--resume") == trained
+    cascade = Arch.from_json((run / "arch.json").read_text())
+    assert isinstance(cascade, Cascade) and cascade.stages[1].blocks[3].kind == "reuse"
+    with pytest.raises(InputError, match="has no thresholds; run `nas cascade calibrate`"):
+        nas("run", run, "--data", "toy")
+
+    first, both = macs(cascade.stages[0]), macs(cascade)
+    budget = (first + both) / 2
+    calibrated = nas("calibrate", run, "--data", "toy", "--budget-macs", budget)
+    assert calibrated["costs"] == [first, both] and calibrated["val_cost"] == pytest.approx(budget, rel=0.02)
+    assert sum(calibrated["shares"]) == 1 and calibrated["val_cost"] <= budget
+    ran = nas("run", run, "--data", "toy", "--split", "val", "--batch", 16)
+    assert ran["acc"] == pytest.approx(calibrated["val_acc"]) and ran["images"] == 512
+    assert [own["share"] for own in ran["exits"]] == calibrated["shares"]
+    benched = nas("bench", run, "--data", "toy", "--batch", 16)
+    assert benched["baseline_acc"] == trained["test_acc"][-1]
+    assert min(benched[name] for name in ("throughput", "ideal_throughput", "baseline_throughput")) > 0
+    assert benched["exits"][0]["ms"] < benched["exits"][1]["ms"]
+    timed = nas("calibrate", run, "--data", "toy", "--budget-ms", 1000)
+    assert timed["shares"] == [0, 1] and timed["costs"][0] < timed["costs"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", [True, False])
+def test_files_of_every_exit_in_a_row(features: bool, tmp_path: Path) -> None:
+    arch = linked([vit(16), vit(8), vit(4)], features=features)
+    run = Run.start(tmp_path / "run", "cascade", {}, resume=False)
+    run.save_network(arch, fresh_network(arch, 0).state_dict())
+    found = nas("export", run.path, "--batch", 2, "--out", tmp_path / "files")
+    assert [Path(path).name for path in found["paths"]] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
+    assert all(Path(path).is_file() for path in found["paths"]) and max(found["max_abs_diff"]) < 1e-4
+
+
+def test_stages_of_unlike_sizes_have_no_files(tmp_path: Path) -> None:
+    network = linked([replace(vit(8), image_size=16), vit(8)]).build()
+    with pytest.raises(InputError, match="stages take images of"):
+        export_exits(network, 1, tmp_path)
+
+
+@pytest.mark.usefixtures("data")
+def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
+    one = tmp_path / "one.json"
+    one.write_text(vit(16).to_json())
+    cascade = tmp_path / "cascade.json"
+    cascade.write_text(linked([vit(16), vit(8)]).to_json())
+    for words, message in (
+        (("train", one, "--data", "toy"), "has one exit; name a cascade, or two networks"),
+        (("train", cascade, "--data", "toy", "--no-feature-reuse"), "says itself what it reuses"),
+        (("train", one, cascade, "--data", "toy"), "is a cascade, which has several exits"),
+        (("run", tmp_path, "--data", "toy"), "holds no run"),
+        (("calibrate", tmp_path, "--data", "toy"), "give one budget"),
+    ):
+        with pytest.raises(InputError, match=message):
+            nas(*words)
