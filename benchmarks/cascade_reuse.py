@@ -10,7 +10,7 @@ laid out once, against the prepacked ones without reuse. Weights are random, whi
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def _written_out(
     return (*others, Relations(None if relations is None else relations.added, told)), kwargs
 
 
-def timed(runs: dict[str, Callable[[Tensor], Any]], batch: int, rounds: int, seed: int) -> dict[str, list[float]]:
+def timed(runs: Mapping[str, Callable[[Tensor], Any]], batch: int, rounds: int, seed: int) -> dict[str, list[float]]:
     """Milliseconds of each network in every round."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     times: dict[str, list[float]] = {name: [] for name in runs}

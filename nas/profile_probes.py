@@ -123,12 +123,9 @@ def _repeated(arch: Arch, position: int, copies: int) -> Arch | None:
 
 
 def _copy(arch: Arch, position: int) -> tuple[BlockSpec, State] | None:
-    """A second application of a block with its input; None where it cannot be repeated, or would be another block on what it gives."""
+    """A second application of a block with its input; None where it cannot be repeated."""
     longer = _repeated(arch, position, 1)
-    if longer is None:
-        return None
-    rows = _rows(longer)
-    return longer.steps()[position + 1] if set(rows[position + 1]) <= set(rows[position]) else None
+    return None if longer is None else longer.steps()[position + 1]
 
 
 def _skeleton(arch: Arch) -> Arch:

@@ -1,10 +1,15 @@
 """Mobile-Former against the authors' outputs, and the counts of those without any, on weights that a formula gives."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nas.cost import macs, params
 from search_spaces import zoo
+from search_spaces.zoo.loading import OF
+from search_spaces.zoo.released import places
 from tests.parity.fill import image
 from tests.parity.oracle import assert_logits, filled, reference
 
@@ -29,6 +34,22 @@ def test_parameters_macs_and_logits(size: str, integers: bool) -> None:
     with torch.no_grad():
         logits = network(image(parity["image_size"], parity["batch"]))
     assert_logits(logits[:, :100], torch.tensor(parity["logits"]))
+
+
+def test_a_checkpoint_tells_which_of_two_with_the_same_names_it_is(tmp_path: Path) -> None:
+    """26M has the entries of 52M, but its convolutions are in groups."""
+    for name in ("mobile_former_26m", "mobile_former_52m"):
+        state = {entry: torch.zeros(shape) for entry, shape in shapes(name).items()}
+        save_file(state, tmp_path / "release.safetensors")
+        assert zoo.from_checkpoint(tmp_path / "release.safetensors").arch == zoo.arch(name)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """What the release of a network holds, counters left out."""
+    arch = zoo.arch(name)
+    (naming,) = OF[name].namings(arch)
+    ours = places(arch)
+    return {entry: ours[to.place] for entry, to in naming.items() if not entry.endswith("num_batches_tracked")}
 
 
 @pytest.mark.parametrize("size", COUNTS)

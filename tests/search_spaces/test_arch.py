@@ -106,7 +106,7 @@ def test_id_is_the_same_on_every_machine() -> None:
         ({"blocks": [{"kind": "stem", "width": True}]}, "width cannot be True"),
         ({"blocks": [{"kind": "stem"}]}, "width"),
         ({"blocks": [{"kind": "stem", "width": 7}]}, "even"),
-        ({"blocks": [{"kind": "stem", "width": 8, "act": "tanh"}]}, "act must be one of relu, gelu, got 'tanh'"),
+        ({"blocks": [{"kind": "stem", "width": 8, "act": "tanh"}]}, "act must be one of relu, gelu, relu6, got 'tanh'"),
         (
             {"blocks": [{"kind": "head", "classes": 8, "norm": "group"}]},
             "norm must be one of layer, batch, none, got 'group'",
