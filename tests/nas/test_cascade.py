@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 from nas.cascade.files import export_exits
 from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, shares_of, solve, thresholds_for
-from nas.cost import macs
+from nas.cost import macs, params
 from nas.data import DATASETS
+from nas.describe import describe
 from nas.errors import BudgetError
+from nas.networks import network_named
 from nas.runs import Run
 from nas.train.retrain import fresh_network
-from search_spaces import Arch, Cascade, InputError
+from search_spaces import Arch, Cascade, InputError, zoo
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.cascade import CascadeNetwork, linked
 from tests.nas.toy import toy
@@ -114,6 +116,8 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
     assert nas("train", *names, *flags, "--resume") == trained
     cascade = Arch.from_json((run / "arch.json").read_text())
     assert isinstance(cascade, Cascade) and cascade.stages[1].blocks[3].kind == "reuse"
+    loaded = zoo.from_checkpoint(run / "weights.safetensors")
+    assert loaded.arch == cascade and len(loaded(cascade.example())) == 2
     with pytest.raises(InputError, match="has no thresholds; run `nas cascade calibrate`"):
         nas("run", run, "--data", "toy")
 
@@ -150,6 +154,22 @@ def test_stages_of_unlike_sizes_have_no_files(tmp_path: Path) -> None:
         export_exits(network, 1, tmp_path)
 
 
+def test_costs_as_far_as_each_exit() -> None:
+    arch = linked([vit(16), vit(8)])
+    found = describe(arch)
+    assert found["exits"] == [
+        {"params": params(arch.stages[0]), "macs": macs(arch.stages[0])},
+        {"params": params(arch), "macs": macs(arch)},
+    ]
+    assert "exits" not in describe(vit(8))
+
+
+def test_commands_of_one_exit_refuse_a_cascade() -> None:
+    with pytest.raises(InputError, match="dvt_deit_small is a cascade, which has several exits"):
+        network_named("dvt_deit_small")
+    assert network_named("dvt_deit_small", cascades=True).arch == zoo.arch("dvt_deit_small")
+
+
 @pytest.mark.usefixtures("data")
 def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     one = tmp_path / "one.json"
@@ -162,6 +182,7 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
         (("train", one, cascade, "--data", "toy"), "is a cascade, which has several exits"),
         (("run", tmp_path, "--data", "toy"), "holds no run"),
         (("calibrate", tmp_path, "--data", "toy"), "give one budget"),
+        (("calibrate", tmp_path, "--data", "toy", "--budget-macs", -1), "holds no run"),
     ):
         with pytest.raises(InputError, match=message):
             nas(*words)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nas.cost import macs, params
-from search_spaces import Cascade, zoo
+from search_spaces import Cascade, InputError, zoo
 from tests.parity.fill import image
 from tests.parity.oracle import assert_logits, filled, reference
 
@@ -23,6 +23,17 @@ def test_parameters_macs_and_logits_of_every_exit(name: str) -> None:
     assert isinstance(logits, list) and len(logits) == len(parity["logits"]) == 3
     for own, wanted in zip(logits, parity["logits"], strict=True):
         assert_logits(own[:, :100], torch.tensor(wanted))
+
+
+def test_released_weights_at_another_size_and_for_other_classes() -> None:
+    """Fixed tables of sines are those of the new size."""
+    network = zoo.load_released("dvt_t2t_vit_12", filled(reference("dvt_t2t_vit_12")), classes=3, image_size=160)
+    assert network.arch == zoo.arch("dvt_t2t_vit_12").with_classes(3).at(160)
+    with torch.no_grad():
+        logits = network(image(160, 1))
+    assert all(own.shape == (1, 3) and own.isfinite().all() for own in logits)
+    with pytest.raises(InputError, match="these weights are not those of dvt_t2t_vit_14"):
+        zoo.load_released("dvt_t2t_vit_14", filled(reference("dvt_t2t_vit_12")))
 
 
 @pytest.mark.parametrize(
