@@ -227,9 +227,7 @@ def _told_of(stage: Arch, before: Arch) -> Arch:
     return dataclasses.replace(stage, blocks=tuple(told(spec) for spec in stage.blocks))
 
 
-def linked(
-    stages: Sequence[Arch], *, features: bool = True, relations: bool = True, joint: bool = True, **sizes: Any
-) -> Cascade:
+def linked(stages: Sequence[Arch], *, features: bool = True, relations: bool = True, joint: bool = True) -> Cascade:
     """A cascade of ViTs that were made apart, whose later stages reuse what the one before knows.
 
     Args:
@@ -237,7 +235,6 @@ def linked(
         features: whether they reuse its features.
         relations: whether they reuse its relations.
         joint: whether the MLP's norm is over what is reused too, see `Reuse`.
-        sizes: fields of `Reuse` that differ from their defaults: `width`, `hidden`, `ratio`.
 
     Raises:
         ValueError: the stages do not fit each other, or a block cannot reuse.
@@ -245,16 +242,17 @@ def linked(
     wanted = tuple(one for one, on in zip(REUSES, (features, relations), strict=True) if on)
     found = list(stages[:1])
     for stage in stages[1:]:
-        found.append(_reusing(stage, found[-1], wanted, joint, sizes) if wanted else stage)
+        found.append(_reusing(stage, found[-1], wanted, joint) if wanted else stage)
     return Cascade(tuple(found))
 
 
-def _reusing(stage: Arch, before: Arch, wanted: tuple[str, ...], joint: bool, sizes: dict[str, Any]) -> Arch:
+def _reusing(stage: Arch, before: Arch, wanted: tuple[str, ...], joint: bool) -> Arch:
+    """The stage with a `Reuse` block of what is wanted before its first transformer block, all of which reuse it."""
     tokens, maps = _passes(before)
     _, own = _passes(stage)
     first = next(position for position, spec in enumerate(stage.blocks) if isinstance(spec, MB3D))
-    sizes = sizes if "features" in wanted else {**sizes, "width": 0}
-    mapped = (maps, own) if "relations" in wanted else ()
-    reuse = Reuse(tokens.channels, tokens.grid, tokens.prefix, mapped, joint=joint, **sizes)
+    reuse = Reuse(tokens.channels, tokens.grid, tokens.prefix, joint=joint)
+    reuse = dataclasses.replace(reuse, maps=(maps, own)) if "relations" in wanted else reuse
+    reuse = reuse if "features" in wanted else dataclasses.replace(reuse, width=0)
     blocks = [dataclasses.replace(spec, reuse=wanted) if isinstance(spec, MB3D) else spec for spec in stage.blocks]
     return dataclasses.replace(stage, blocks=(*blocks[:first], reuse, *blocks[first:]))

@@ -45,14 +45,14 @@ def exit_ms(network: CascadeNetwork, images: Tensor, batch: int, rounds: int) ->
     found = []
     for number in range(rounds + WARM_UP):
         start = (number * batch) % max(1, len(images) - batch + 1)
-        own, passed = images[start : start + batch], None
-        found.append(_stages(network, own, passed))
+        found.append(_stages(network, images[start : start + batch]))
     whole: NDArray[np.float64] = np.median(np.array(found[WARM_UP:]), 0) / min(batch, len(images))
     return whole
 
 
-def _stages(network: CascadeNetwork, images: Tensor, passed: Passed | None) -> list[float]:
+def _stages(network: CascadeNetwork, images: Tensor) -> list[float]:
     """Milliseconds until each exit of one batch."""
+    passed: Passed | None = None
     times, started = [], time.perf_counter()
     for number in range(len(network.parts)):
         _, passed = network.exit(number, images, passed)

@@ -150,7 +150,7 @@ def _benched(
     path: Path, dataset: str, split: str, batch: int, threads: int, limit: int | None, seed: int
 ) -> dict[str, Any]:
     network, _ = load_cascade(path)
-    thresholds = _thresholds(path)
+    thresholds = _thresholds(path, len(network.parts))
     data = _data_for(network, dataset)
     torch.set_num_threads(threads)
     chosen = _split(split)
@@ -193,10 +193,15 @@ def export_run(path: Path, out: Path, *, batch: int) -> dict[str, Any]:
     return {"paths": [str(one) for one in paths], "max_abs_diff": differing}
 
 
-def _thresholds(path: Path) -> NDArray[np.float64]:
+def _thresholds(path: Path, exits: int) -> NDArray[np.float64]:
+    """(exits - 1,) that calibration left in the run's folder."""
     if not (path / THRESHOLDS).is_file():
         raise InputError(f"{path} has no thresholds; run `nas cascade calibrate` on it first")
-    return np.array(read_json(path / THRESHOLDS)["thresholds"])
+    found = read_json(path / THRESHOLDS)
+    given = found.get("thresholds") if isinstance(found, dict) else None
+    if not isinstance(given, list) or len(given) != exits - 1 or not all(isinstance(one, float) for one in given):
+        raise InputError(f"{path / THRESHOLDS} is damaged; run `nas cascade calibrate` again")
+    return np.array(given)
 
 
 def _data_for(network: CascadeNetwork, name: str) -> Data:

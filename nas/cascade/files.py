@@ -53,8 +53,8 @@ def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path
             f"stages take images of {sorted(sizes)} pixels, and a file does not resize them; retrain at one size"
         )
     network.eval()
-    images, passed, paths = network.arch.example(batch), (), []
-    given: tuple[Tensor, ...] = passed
+    images, paths = network.arch.example(batch), list[Path]()
+    given: tuple[Tensor, ...] = ()
     for number in range(len(network.parts)):
         module = _Exit(network, number)
         found = module(images, *given)
