@@ -1,7 +1,7 @@
 """What the commands do, from names and folders to results."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,13 +137,11 @@ def retrain_network(
         raise InputError(f"--fresh-head is of an encoder, and {name} has a classifier; leave it out")
     if named.arch.encoder and not fresh_head:
         of_classes = {
-            "--thresholds": thresholds,
-            "--teacher-weight": teacher_weight is not None,
-            "--temperature": temperature is not None,
-            "--sides": bool(recipe.sides),
-            "--mixed-depth": recipe.mixed_depth,
+            "--thresholds": thresholds or None,
+            "--teacher-weight": teacher_weight,
+            "--temperature": temperature,
         }
-        guide_name = _encoders_teacher(name, teacher, of_classes)
+        guide_name = _encoders_teacher(name, teacher, recipe, of_classes)
         return _followed(named, dataset, recipe, out, guide_name, resume=resume)
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
     named = named.seeing(data)
@@ -189,14 +187,15 @@ def _followed(named: Named, dataset: str, recipe: Recipe, out: Path, teacher: st
     }
 
 
-def _encoders_teacher(name: str, teacher: str | None, of_classes: dict[str, bool]) -> str:
+def _encoders_teacher(name: str, teacher: str | None, recipe: Recipe, of_classes: Mapping[str, float | None]) -> str:
     """The teacher of an encoder; refused are none, and flags of what an encoder does not have, where they are given."""
     if teacher is None:
         raise InputError(
             f"{name} is an encoder: name the one whose features it is to follow with --teacher, or give it a classifier of the data's "
             "classes with --fresh-head"
         )
-    given = [flag for flag, is_given in of_classes.items() if is_given]
+    every = {**of_classes, "--sides": recipe.sides or None, "--mixed-depth": recipe.mixed_depth or None}
+    given = [flag for flag, value in every.items() if value is not None]
     if given:
         raise InputError(f"{given[0]} is of networks with classes, and {name} is an encoder; leave it out")
     return teacher
