@@ -8,6 +8,7 @@ from torch import Tensor
 
 from search_spaces.arch import Network
 from search_spaces.blocks import Normalise, Patch
+from search_spaces.cascade import Cascade
 
 __all__ = ["seeing"]
 
@@ -18,19 +19,21 @@ def seeing(
 ) -> Network:
     """The network for images that are normalised by `new_mean` and `new_std`, not by `mean` and `std`, in eval mode.
 
-    Patches overlap with nothing and no border is added, so the difference goes into the weights of the first layer, and into its
+    Patches that add no border overlap with nothing, so the difference goes into the weights of the first layer, and into its
     bias, which it gets where it has none. Any other network gets a block before its first that normalises: what a convolution
     pads with would not fit a bias.
 
     Raises:
-        ValueError: another number of channels is given.
+        ValueError: another number of channels is given, or the network is a cascade.
     """
+    if isinstance(network.arch, Cascade):
+        raise ValueError("a cascade's stages each see the images; normalise them before it")
     given = [torch.tensor(values, dtype=torch.float64) for values in (mean, std, new_mean, new_std)]
     if any(len(values) != network.arch.channels for values in given):
         raise ValueError(f"the network takes {network.arch.channels} channels, each with a mean and a deviation")
     was, spread, now, now_spread = given
     first = network.arch.blocks[0]
-    if not isinstance(first, Patch):
+    if not isinstance(first, Patch) or first.padding:
         return _behind(network, Normalise(_plain((was - now) / now_spread), _plain(spread / now_spread)))
     arch = replace(network.arch, blocks=(replace(first, bias=True), *network.arch.blocks[1:]))
     found, weights = arch.build(), dict(network.state_dict())

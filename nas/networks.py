@@ -18,6 +18,7 @@ from nas.train.retrain import fresh_network, load_network
 from nas.train.supernet import load_supernet
 from search_spaces import zoo
 from search_spaces.arch import Arch, Network
+from search_spaces.blocks import Reuse
 from search_spaces.cascade import Cascade
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
@@ -120,6 +121,10 @@ def network_named(
             where one exit is wanted.
     """
     found = _named(name, budget_ms, weights)
+    if not isinstance(found.arch, Cascade) and any(isinstance(spec, Reuse) for spec in found.arch.blocks):
+        raise InputError(
+            f"{name} is a stage that reuses what the one before it knows, and runs in its cascade alone; give that"
+        )
     if isinstance(found.arch, Cascade) and not cascades:
         raise InputError(f"{name} is a cascade, which has several exits; this command takes networks of one")
     return found
@@ -152,6 +157,8 @@ def _named(name: str, budget_ms: float | None, weights: Path | None) -> Named:
     run = Run.open(path)
     if run.config["kind"] == "search":
         return _winner(run, budget_ms)
+    if run.config["kind"] == "cascade":
+        raise InputError(f"{path} is the run of a cascade, which has several exits; nas cascade run and export take it")
     found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
     return Named(arch, found)
 

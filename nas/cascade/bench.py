@@ -1,7 +1,7 @@
 """What early exit gives in images a second: real, with the batches that are left, and if regrouping cost nothing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,22 +61,29 @@ def _stages(network: CascadeNetwork, images: Tensor) -> list[float]:
 
 
 @torch.inference_mode()
-def bench(network: CascadeNetwork, images: Tensor, thresholds: NDArray[np.float64], batch: int, seed: int) -> Timed:
-    """Run all `images` (N, C, H, W) both ways, batch by batch, in an order drawn for every batch."""
+def bench(
+    network: CascadeNetwork,
+    batches: Iterable[Tensor],
+    first: Tensor,
+    thresholds: NDArray[np.float64],
+    batch: int,
+    seed: int,
+) -> Timed:
+    """Run all `batches` (B, C, H, W) both ways, in an order drawn for every one; exits are timed on the `first` images (N, C, H, W)."""
     rng, seconds = np.random.default_rng(seed), {"early": 0.0, "full": 0.0}
     ways: dict[str, Callable[[Tensor], Any]] = {
         "early": lambda own: run_early(network, own, thresholds),
         "full": lambda own: network(own)[-1],
     }
     for way in ways.values():
-        way(images[:batch])
+        way(first[:batch])
     given: dict[str, list[Any]] = {"early": [], "full": []}
-    for own in torch.split(images, batch):
+    for own in batches:
         for name in rng.permutation(list(ways)):
             started = time.perf_counter()
             given[name].append(ways[name](own))
             seconds[name] += time.perf_counter() - started
     logits, taken = (torch.cat(parts) for parts in zip(*given["early"], strict=True))
     full = torch.cat(given["full"])
-    stages = exit_ms(network, images, batch, rounds=max(1, min(ROUNDS, len(images) // batch)))
+    stages = exit_ms(network, first, batch, rounds=max(1, min(ROUNDS, len(first) // batch)))
     return Timed(stages, seconds["early"], seconds["full"], logits, taken, full)

@@ -75,7 +75,13 @@ def _named(
     for name in names:
         found = network_named(name)
         own = load_data(dataset, image_size=found.arch.image_size)
-        networks.append(found.of_classes(own.classes).seeing(own).with_weights(seed))
+        if found.supernet is None:
+            found = found.of_classes(own.classes)
+        elif found.arch.classes != own.classes:
+            raise InputError(
+                f"{name} tells {found.arch.classes} classes apart, {own.name} has {own.classes}; give the data its supernet was trained on"
+            )
+        networks.append(found.seeing(own).with_weights(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # what is added is drawn
         made = compress.cascade(networks, features, relations)
@@ -154,10 +160,12 @@ def _benched(
     data = _data_for(network, dataset)
     torch.set_num_threads(threads)
     chosen = _split(split)
-    images = _images(data, chosen, limit)
-    labels = torch.from_numpy(data.labels(chosen))[: len(images)]
-    timed = bench(prepacked(network), images, thresholds, batch, seed)
-    hits, count = timed.logits.argmax(1) == labels, len(images)
+    batches = (images for images, _ in data.loader(chosen, batch, limit=limit))
+    first = _images(data, chosen, min(limit or TIMED, TIMED))
+    timed = bench(prepacked(network), batches, first, thresholds, batch, seed)
+    count = len(timed.logits)
+    labels = torch.from_numpy(data.labels(chosen))[:count]
+    hits = timed.logits.argmax(1) == labels
     shares = np.array(_shares(timed.taken.numpy(), len(network.parts)))
     exits = [
         {

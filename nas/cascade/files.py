@@ -42,11 +42,14 @@ NAMES = ("tokens", "relations")
 
 @torch.no_grad()
 def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path]:
-    """Write `exit_0.onnx` and so on for batches of `batch` images: inputs `images`, `tokens`, `relations`, outputs `logits` and those it passes on.
+    """Write `exit_0.onnx` and so on for batches of `batch` images: inputs `images`, `tokens_in`, `relations_in`, outputs `logits` and `tokens`, `relations` where it passes them on.
 
     Raises:
-        InputError: stages take images of other sizes, so that they would have to be resized in the files.
+        InputError: stages take images of other sizes, so that they would have to be resized in the files, or the folder has files of
+            more exits.
     """
+    if (folder / f"exit_{len(network.parts)}.onnx").exists():
+        raise InputError(f"{folder} has files of a cascade with more exits; choose another --out")
     sizes = {stage.image_size for stage in network.arch.stages}
     if len(sizes) > 1:
         raise InputError(

@@ -71,13 +71,15 @@ def budgets_each(budgets: Sequence[Times], targets: int) -> list[Times]:
     """The budgets of each of so many targets: those given once are of all.
 
     Raises:
-        InputError: there are neither one nor as many, or they are not equally many.
+        InputError: there are neither one nor as many, they are not equally many, or the first target has one twice.
     """
     if len(budgets) not in (1, targets):
         raise InputError(
             f"--budget-ms is given {len(budgets)} times for {targets} {'target' if targets == 1 else 'targets'}; give it once for all, "
             "or once each"
         )
+    if len(set(budgets[0])) < len(budgets[0]):
+        raise InputError("winners are told apart by their budgets on the first target; give each another one there")
     if len({len(one) for one in budgets}) > 1:
         counts = " and ".join(str(len(one)) for one in budgets)
         raise InputError(f"every --budget-ms takes as many budgets, one for each winner; got {counts}")

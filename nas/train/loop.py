@@ -16,7 +16,7 @@ from nas.files import atomic_write
 from nas.processes import accelerator as start_accelerator
 from nas.processes import processes
 from nas.progress import progress
-from nas.train.scales import scaled_batches
+from nas.train.scales import batch_at, scaled_batches
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
@@ -79,9 +79,21 @@ class Recipe:
             return [(data.image_size, self.batch_size)] * (count // self.batch_size)
         return scaled_batches(count, data.image_size, self.batch_size, self.sides, self.draw_seed(epoch))
 
+    def least_images(self, data: Data) -> int:
+        """Images of the smallest batch."""
+        return min(batch_at(side, data.image_size, self.batch_size) for side in self.sides or (data.image_size,))
+
     def steps(self, data: Data) -> int:
         """Optimiser steps on a data set."""
         return sum(len(self.batches(data, epoch)) for epoch in range(self.epochs))
+
+
+def _check_norms(model: nn.Module, images: int) -> None:
+    """Refuse steps of one image for networks that normalise features over the images of a step."""
+    if images == 1 and any(isinstance(part, nn.BatchNorm1d) for part in model.modules()):
+        raise InputError(
+            "the network normalises over the images of a step, which then must be 2 or more; raise --batch-size"
+        )
 
 
 def fit(
@@ -102,7 +114,8 @@ def fit(
     Processes that torchrun started train together: each takes its share of every batch, and the first writes the checkpoint.
 
     Raises:
-        InputError: the training split is smaller than one batch, or the loss is no longer finite.
+        InputError: the training split is smaller than one batch, a batch of one image meets a norm over images, or the loss is no
+            longer finite.
     """
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
@@ -112,6 +125,7 @@ def fit(
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
     accelerator = start_accelerator()
+    _check_norms(model, recipe.least_images(data) // accelerator.num_processes)
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
     optimizer = create_optimizer_v2(groups, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

@@ -109,6 +109,10 @@ class ClassToken(BlockSpec):
     def _input(self, state: State) -> Tokens:
         if not isinstance(state, Tokens) or state.pruned or state.prefix:
             raise ValueError(f"class tokens are put before all patches, once; got {state}")
+        if state.earlier is not None:
+            raise ValueError(
+                "class tokens are put before a reuse block, which spreads features over the tokens it gets"
+            )
         return state
 
     def output(self, state: State) -> Tokens:

@@ -120,6 +120,10 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
     assert loaded.arch == cascade and len(loaded(cascade.example())) == 2
     with pytest.raises(InputError, match="has no thresholds; run `nas cascade calibrate`"):
         nas("run", run, "--data", "toy")
+    with pytest.raises(InputError, match="--budget-macs must be positive and finite, got -1"):
+        nas("calibrate", run, "--data", "toy", "--budget-macs", -1)
+    with pytest.raises(InputError, match="is the run of a cascade, which has several exits"):
+        network_named(str(run))
 
     first, both = macs(cascade.stages[0]), macs(cascade)
     budget = (first + both) / 2
@@ -146,6 +150,8 @@ def test_files_of_every_exit_in_a_row(features: bool, tmp_path: Path) -> None:
     found = nas("export", run.path, "--batch", 2, "--out", tmp_path / "files")
     assert [Path(path).name for path in found["paths"]] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
     assert all(Path(path).is_file() for path in found["paths"]) and max(found["max_abs_diff"]) < 1e-4
+    with pytest.raises(InputError, match="has files of a cascade with more exits; choose another --out"):
+        export_exits(linked([vit(16), vit(8)]).build(), 1, tmp_path / "files")
 
 
 def test_stages_of_unlike_sizes_have_no_files(tmp_path: Path) -> None:
@@ -176,13 +182,15 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
     one.write_text(vit(16).to_json())
     cascade = tmp_path / "cascade.json"
     cascade.write_text(linked([vit(16), vit(8)]).to_json())
+    stage = tmp_path / "stage.json"
+    stage.write_text(linked([vit(16), vit(8)]).stages[1].to_json())
     for words, message in (
         (("train", one, "--data", "toy"), "has one exit; name a cascade, or two networks"),
         (("train", cascade, "--data", "toy", "--no-feature-reuse"), "says itself what it reuses"),
         (("train", one, cascade, "--data", "toy"), "is a cascade, which has several exits"),
+        (("train", stage, "--data", "toy"), "is a stage that reuses what the one before it knows"),
         (("run", tmp_path, "--data", "toy"), "holds no run"),
         (("calibrate", tmp_path, "--data", "toy"), "give one budget"),
-        (("calibrate", tmp_path, "--data", "toy", "--budget-macs", -1), "holds no run"),
     ):
         with pytest.raises(InputError, match=message):
             nas(*words)

@@ -1,6 +1,7 @@
 """Models of timm and Hugging Face by name, as networks of ours."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -130,6 +131,10 @@ def test_an_image_normalised_in_another_way_gets_the_same_scores() -> None:
     own = vision.normalize(images, [0.5] * 3, [0.25] * 3)
     torch.testing.assert_close(made(vision.normalize(images, list(MEAN), list(STD))), bare(own), rtol=1e-4, atol=1e-5)
     assert made.arch == bare.arch
+    padded = replace(bare.arch, blocks=(replace(bare.arch.blocks[0], padding=2), *bare.arch.blocks[1:])).build().eval()
+    behind = seeing(padded, (0.5,) * 3, (0.25,) * 3, MEAN, STD)
+    scores = behind(vision.normalize(images, list(MEAN), list(STD)))
+    torch.testing.assert_close(scores, padded(own), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="3 channels"):
         seeing(bare, (0.5,), (0.25,), MEAN, STD)
 

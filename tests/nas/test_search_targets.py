@@ -111,6 +111,8 @@ def test_budgets_are_given_once_for_all_or_once_each() -> None:
     assert budgets_each([(1.0,), (2.0,)], 2) == [(1.0,), (2.0,)]
     with pytest.raises(InputError, match="given 2 times for 1 target; give it once for all, or once each"):
         budgets_each([(1.0,), (2.0,)], 1)
+    with pytest.raises(InputError, match="told apart by their budgets on the first target"):
+        budgets_each([(1.0, 1.0), (2.0, 3.0)], 2)
     with pytest.raises(InputError, match="takes as many budgets, one for each winner; got 2 and 1"):
         budgets_each([(1.0, 2.0), (3.0,)], 2)
     assert told((1.0,), [place(macs, (1.0,))]) == "1 ms"

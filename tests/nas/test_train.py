@@ -342,6 +342,9 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
         retrain(SPACE.smallest.with_classes(9), toy(), RECIPE, tmp_path / "s")
     with pytest.raises(InputError, match="fewer than a batch"):
         fit(fresh_network(SPACE.smallest, 0), supervised(RECIPE, None), toy(8), RECIPE, tmp_path / "c.pt", "x")
+    single = replace(RECIPE, batch_size=1)
+    with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
+        fit(nn.Sequential(nn.BatchNorm1d(4)), supervised(single, None), toy(8), single, tmp_path / "c.pt", "x")
     with pytest.raises(InputError, match="no space called 'other'"):
         space_named("other", 4)
     with pytest.raises(InputError, match="must be positive"):
