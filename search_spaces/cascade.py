@@ -33,7 +33,7 @@ class CascadeNetwork(Network):
             ends.append(ends[-1] + len(stage.blocks))
         self.parts = [range(start, end) for start, end in itertools.pairwise(ends)]
 
-    def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> list[Tensor]:  # type: ignore[override]  # of every exit
         """Logits of all exits, coarse to fine; no stage prunes, so there is nothing to `trace`."""
         found: list[Tensor] = []
         passed: Passed | None = None
