@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.data import SPLITS, Data
+from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_onnx, check_reads_onnx, export_onnx
@@ -244,9 +244,7 @@ def evaluate_network(
     Raises:
         InputError: no such network or split, or the data has another number of classes.
     """
-    chosen = [known for known in SPLITS if known == split]
-    if not chosen:
-        raise InputError(f"no split called {split!r}; known: {', '.join(SPLITS)}")
+    chosen = split_named(split)
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     if Path(name).suffix == ".onnx":
         if weights is not None:
@@ -262,14 +260,10 @@ def evaluate_network(
         named = named.seeing(load_data(dataset, image_size=named.arch.image_size))
         network = named.with_weights(seed=0)
         classes, image_size, run = named.arch.classes, named.arch.image_size, _eager(network)
-    data = load_data(dataset, image_size=image_size)
-    if data.classes != classes:
-        raise InputError(
-            f"{name} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
-        )
+    data = load_for(name, dataset, image_size, classes)
     hits, seconds = 0, 0.0
-    count = min(limit or data.size(chosen[0]), data.size(chosen[0]))
-    for images, labels in data.loader(chosen[0], 250, limit=limit):
+    count = min(limit or data.size(chosen), data.size(chosen))
+    for images, labels in data.loader(chosen, 250, limit=limit):
         started = time.perf_counter()
         found = run(images.numpy())
         seconds += time.perf_counter() - started

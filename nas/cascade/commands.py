@@ -15,7 +15,7 @@ from nas.cascade.running import every_exit
 from nas.cascade.thresholds import exits_taken, mean_cost, solve
 from nas.cascade.training import load_cascade, train_cascade
 from nas.cost import macs
-from nas.data import SPLITS, Data, Split
+from nas.data import Data, Split, load_for, split_named
 from nas.data import load as load_data
 from nas.files import read_json, write_json
 from nas.networks import network_named
@@ -159,7 +159,7 @@ def _benched(
     thresholds = _thresholds(path, len(network.parts))
     data = _data_for(network, dataset)
     torch.set_num_threads(threads)
-    chosen = _split(split)
+    chosen = split_named(split)
     batches = (images for images, _ in data.loader(chosen, batch, limit=limit))
     first = _images(data, chosen, min(limit or TIMED, TIMED))
     timed = bench(prepacked(network), batches, first, thresholds, batch, seed)
@@ -213,19 +213,7 @@ def _thresholds(path: Path, exits: int) -> NDArray[np.float64]:
 
 
 def _data_for(network: CascadeNetwork, name: str) -> Data:
-    data = load_data(name, image_size=network.arch.image_size)
-    if data.classes != network.arch.classes:
-        raise InputError(
-            f"the cascade tells {network.arch.classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
-        )
-    return data
-
-
-def _split(name: str) -> Split:
-    chosen = [known for known in SPLITS if known == name]
-    if not chosen:
-        raise InputError(f"no split called {name!r}; known: {', '.join(SPLITS)}")
-    return chosen[0]
+    return load_for("the cascade", name, network.arch.image_size, network.arch.classes)
 
 
 def _images(data: Data, split: Split, limit: int | None) -> torch.Tensor:

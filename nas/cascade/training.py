@@ -12,7 +12,7 @@ from nas.data import Data
 from nas.processes import processes
 from nas.runs import Run
 from nas.train.loop import Recipe, fit
-from nas.train.retrain import asked, check_fit, fresh_network
+from nas.train.retrain import asked, check_fit, fresh_network, load_network
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
@@ -66,14 +66,7 @@ def load_cascade(path: Path) -> tuple[CascadeNetwork, Run]:
     Raises:
         InputError: no such run, or weights that do not fit its architecture.
     """
-    run = Run.open(path, "cascade")
-    arch = run.arch()
-    network = arch.build()
+    network, _, run = load_network(path, "cascade")
     if not isinstance(network, CascadeNetwork):
         raise InputError(f"{path} holds a network of one exit, no cascade; train one with `nas cascade train`")
-    try:
-        network.load_state_dict(run.weights())
-    except RuntimeError as error:
-        raise InputError(f"the weights in {path} do not fit its architecture; train again") from error
-    network.eval()
     return network, run

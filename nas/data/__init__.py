@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nas.data.base import SPLITS, Data, Split
 from search_spaces.errors import InputError
 
-__all__ = ["DATASETS", "SPLITS", "Data", "Split", "load"]
+__all__ = ["DATASETS", "SPLITS", "Data", "Split", "load", "load_for", "split_named"]
 
 
 def _digits(path: str, image_size: int | None, seed: int) -> Data:
@@ -87,3 +87,29 @@ def load(name: str, *, image_size: int | None = None, seed: int = 0, labels: boo
             f"{name} has images without labels, which this needs; put the images in a folder for each class"
         )
     return found
+
+
+def split_named(name: str) -> Split:
+    """The split of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in SPLITS:
+        if known == name:
+            return known
+    raise InputError(f"no split called {name!r}; known: {', '.join(SPLITS)}")
+
+
+def load_for(network: str, name: str, image_size: int, classes: int) -> Data:
+    """The data set `name` for a network, as the user calls it, of that image size.
+
+    Raises:
+        InputError: as `load`, or the data has other than its `classes`.
+    """
+    data = load(name, image_size=image_size)
+    if data.classes != classes:
+        raise InputError(
+            f"{network} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"
+        )
+    return data

@@ -3,12 +3,12 @@
 from abc import abstractmethod
 from typing import NamedTuple
 
-from search_spaces.blocks.base import Row
+from search_spaces.blocks.base import BlockSpec, Row
 from search_spaces.blocks.runs import RunsSpec
 from search_spaces.blocks.streams import BRIDGE_HEADS, FORMER_HEADS, Former, ToFormer, ToMobile, Work
 from search_spaces.states import State, Streams
 
-__all__ = ["BridgedSpec", "Part", "streams_of", "to_former_part"]
+__all__ = ["BridgedSpec", "Part", "PartedSpec", "streams_of", "to_former_part"]
 
 
 class Part(NamedTuple):
@@ -44,7 +44,27 @@ def to_former_part(state: Streams) -> Part:
     return Part(_bridge("to_former", state), ToFormer.work(state))
 
 
-class BridgedSpec(RunsSpec):
+class PartedSpec(BlockSpec):
+    """Base of the blocks that are made of sub-blocks with a row each."""
+
+    @abstractmethod
+    def _parts(self, state: State) -> list[Part]:
+        """All sub-blocks, in the order in which they run."""
+
+    def macs(self, state: State) -> int:
+        return sum(part.work.macs for part in self._parts(state))
+
+    def params(self, state: State) -> int:
+        return sum(part.work.params for part in self._parts(state))
+
+    def rows(self, state: State) -> tuple[Row, ...]:
+        return tuple(part.row for part in self._parts(state))
+
+    def row_macs(self, state: State) -> tuple[int, ...]:
+        return tuple(part.work.macs for part in self._parts(state))
+
+
+class BridgedSpec(PartedSpec, RunsSpec):
     """Base of the blocks of two streams: the tokens read from the map, then from each other; the map's own layers; its places read from the tokens."""
 
     to_former: bool
@@ -65,15 +85,3 @@ class BridgedSpec(RunsSpec):
         before = [to_former_part(source)] if self.to_former else []
         after = [Part(_bridge("to_mobile", out), ToMobile.work(out))] if self.to_mobile else []
         return [*before, former, self._mobile(state), *after]
-
-    def macs(self, state: State) -> int:
-        return sum(part.work.macs for part in self._parts(state))
-
-    def params(self, state: State) -> int:
-        return sum(part.work.params for part in self._parts(state))
-
-    def rows(self, state: State) -> tuple[Row, ...]:
-        return tuple(part.row for part in self._parts(state))
-
-    def row_macs(self, state: State) -> tuple[int, ...]:
-        return tuple(part.work.macs for part in self._parts(state))

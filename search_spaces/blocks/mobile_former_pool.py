@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.blocks.base import BlockSpec, Row
-from search_spaces.blocks.bridged import Part, streams_of, to_former_part
+from search_spaces.blocks.bridged import Part, PartedSpec, streams_of, to_former_part
 from search_spaces.blocks.residual import fewer
 from search_spaces.blocks.runs import check_groups, shuffled
 from search_spaces.blocks.streams import Pair, ToFormer, Work
@@ -40,7 +40,7 @@ class MobileFormerPoolModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class MobileFormerPool(BlockSpec):
+class MobileFormerPool(PartedSpec):
     """The tokens read from the map once more (`to_former`); 1x1 to `ratio` times the channels, BN, ReLU6, the mean over places, h-swish.
 
     With token 0 beside it, a linear layer, BN and h-swish make `features` of it. `groups`: of the 1x1 convolution; with several,
@@ -84,18 +84,6 @@ class MobileFormerPool(BlockSpec):
             Work(conv * n + linear, conv + 2 * hidden + linear + 3 * self.features),
         )
         return [*([to_former_part(source)] if self.to_former else []), own]
-
-    def macs(self, state: State) -> int:
-        return sum(part.work.macs for part in self._parts(state))
-
-    def params(self, state: State) -> int:
-        return sum(part.work.params for part in self._parts(state))
-
-    def rows(self, state: State) -> tuple[Row, ...]:
-        return tuple(part.row for part in self._parts(state))
-
-    def row_macs(self, state: State) -> tuple[int, ...]:
-        return tuple(part.work.macs for part in self._parts(state))
 
     def narrower(self, state: State, share: float) -> Mapping[str, BlockSpec]:
         self._input(state)
