@@ -1,5 +1,6 @@
 """What the commands of `nas cascade` do, from names and folders to results."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 import compress
 from nas.cascade.bench import bench, exit_ms, prepacked
 from nas.cascade.files import check_exits, export_exits
-from nas.cascade.running import every_exit
+from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, solve
 from nas.cascade.training import load_cascade, train_cascade
 from nas.cost import macs
@@ -137,8 +138,17 @@ def run_run(path: Path, dataset: str, *, split: str, batch: int, threads: int, l
     Raises:
         InputError: no such run or split, it is not calibrated, or the data has other classes.
     """
-    found = _benched(path, dataset, split, batch, threads, limit, seed=0)
-    return {name: found[name] for name in ("acc", "images", "ms_per_image", "exits")}
+    network, thresholds, data, chosen = _ready(path, dataset, split, threads)
+    given, seconds = [], 0.0
+    with torch.inference_mode():
+        for images, _ in data.loader(chosen, batch, limit=limit):
+            started = time.perf_counter()
+            given.append(run_early(network, images, thresholds))
+            seconds += time.perf_counter() - started
+    logits, taken = (torch.cat(parts) for parts in zip(*given, strict=True))
+    hits, count = _hits(logits, data, chosen), len(logits)
+    exits = _exits(hits, taken, len(network.parts))
+    return {"acc": float(hits.float().mean()), "images": count, "ms_per_image": 1000 * seconds / count, "exits": exits}
 
 
 def bench_run(
@@ -149,32 +159,14 @@ def bench_run(
     Raises:
         InputError: as `run_run`.
     """
-    return _benched(path, dataset, split, batch, threads, limit, seed)
-
-
-def _benched(
-    path: Path, dataset: str, split: str, batch: int, threads: int, limit: int | None, seed: int
-) -> dict[str, Any]:
-    network, _ = load_cascade(path)
-    thresholds = _thresholds(path, len(network.parts))
-    data = _data_for(network, dataset)
-    torch.set_num_threads(threads)
-    chosen = split_named(split)
+    network, thresholds, data, chosen = _ready(path, dataset, split, threads)
     batches = (images for images, _ in data.loader(chosen, batch, limit=limit))
     first = _images(data, chosen, min(limit or TIMED, TIMED))
-    timed = bench(prepacked(network), batches, first, thresholds, batch, seed)
-    count = len(timed.logits)
-    labels = torch.from_numpy(data.labels(chosen))[:count]
-    hits = timed.logits.argmax(1) == labels
-    shares = np.array(_shares(timed.taken.numpy(), len(network.parts)))
-    exits = [
-        {
-            "acc": float(hits[timed.taken == number].float().mean()) if shares[number] else None,
-            "share": float(shares[number]),
-            "ms": float(timed.exit_ms[number]),
-        }
-        for number in range(len(shares))
-    ]
+    timed = bench(network, batches, first, thresholds, batch, seed)
+    hits, count = _hits(timed.logits, data, chosen), len(timed.logits)
+    left = _exits(hits, timed.taken, len(network.parts))
+    exits = [{**own, "ms": float(ms)} for own, ms in zip(left, timed.exit_ms, strict=True)]
+    shares = np.array([own["share"] for own in left])
     return {
         "exits": exits,
         "acc": float(hits.float().mean()),
@@ -182,11 +174,36 @@ def _benched(
         "ms_per_image": 1000 * timed.early_s / count,
         "throughput": count / timed.early_s,
         "ideal_throughput": 1000 / float(shares @ timed.exit_ms),
-        "baseline_acc": float((timed.last.argmax(1) == labels).float().mean()),
+        "baseline_acc": float(_hits(timed.last, data, chosen).float().mean()),
         "baseline_throughput": count / timed.full_s,
         "batch": batch,
         "threads": threads,
     }
+
+
+def _ready(
+    path: Path, dataset: str, split: str, threads: int
+) -> tuple[CascadeNetwork, NDArray[np.float64], Data, Split]:
+    """A calibrated run's network, thresholds, data and split; torch gets its threads."""
+    network, _ = load_cascade(path)
+    thresholds = _thresholds(path, len(network.parts))
+    data, chosen = _data_for(network, dataset), split_named(split)
+    torch.set_num_threads(threads)
+    return prepacked(network), thresholds, data, chosen
+
+
+def _hits(logits: torch.Tensor, data: Data, split: Split) -> torch.Tensor:
+    """(images,) whether each of the split's first images is told right."""
+    return logits.argmax(1) == torch.from_numpy(data.labels(split))[: len(logits)]
+
+
+def _exits(hits: torch.Tensor, taken: torch.Tensor, count: int) -> list[dict[str, float | None]]:
+    """Accuracy, if any image left there, and share of each exit."""
+    shares = _shares(taken.numpy(), count)
+    return [
+        {"acc": float(hits[taken == number].float().mean()) if share else None, "share": share}
+        for number, share in enumerate(shares)
+    ]
 
 
 def export_run(path: Path, out: Path, *, batch: int) -> dict[str, Any]:
