@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t, theilslopes
 
+from nas.correction import Moved
 from nas.solve import RowSystem
 from nas.table_file import Calibration
 
@@ -14,6 +15,7 @@ __all__ = ["COVERAGE", "banded", "calibrate"]
 
 COVERAGE = 0.9  # share of new networks that the band is to hold
 EARNS = 0.8  # more than a scale is used only where it lowers the held-out error to this share: it rests on few networks
+STILL = Moved()
 FOLDS = 8  # parts of the networks that are held out one after the other
 
 Floats = NDArray[np.float64]
@@ -51,7 +53,7 @@ def _by_kind(sums: Floats, parts: Floats, ms: Floats) -> _Fit:
     return _Fit(scale=float(scale), more=max(-0.9, float(extra / scale)))
 
 
-def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, moved: float = 0.0) -> Calibration:
+def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, moved: Moved = STILL) -> Calibration:
     """Fit on the networks of a system, from whose times the rows were not solved.
 
     A scale, the median of measured over summed. Where one earns its place, the robust line of Theil and Sen instead, or a factor
@@ -63,7 +65,7 @@ def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, mo
         system: the calibration networks, at least three.
         rows: ms by key.
         measured: (networks,) their times.
-        moved: root mean square of the relative difference of their times between the two halves of the measurement.
+        moved: how far their times went between two sittings.
     """
     count = len(measured)
     assert count >= 3
@@ -86,12 +88,13 @@ def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, mo
 
 
 def banded(
-    errors: Floats, moved: float = 0.0, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0
+    errors: Floats, moved: Moved = STILL, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0
 ) -> Calibration:
     """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1, `moved` as for `calibrate`."""
     over = 1 / (1 + errors)  # measured over predicted
-    # On each occasion a time has a variance of half of `moved` squared, so another differs from the mean of two by 3/4 of it.
-    variance = over.var(ddof=1) * (1 + 1 / len(errors)) + 0.75 * moved**2
+    # A sitting has half of `moved` squared as its variance, and the mean of two, that the errors are of, a quarter. What each network
+    # does is in the errors by that quarter, and a new sitting has a half; what all do together is in the scale instead, and in no error.
+    variance = over.var(ddof=1) * (1 + 1 / len(errors)) + 0.25 * moved.apart**2 + 0.75 * moved.together**2
     half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * np.sqrt(variance)
     return Calibration(
         offset=offset,
@@ -103,7 +106,7 @@ def banded(
         nets=len(errors),
         kind=kind,
         factor=factor,
-        moved=moved,
+        moved=moved.each,
     )
 
 

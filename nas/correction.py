@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nas.visits import REFERENCE, Protocol, Visit
 
-__all__ = ["STATISTICS", "Kept", "Times", "interval", "lacking", "settle", "wanting"]
+__all__ = ["STATISTICS", "Kept", "Moved", "Times", "interval", "lacking", "settle", "wanting"]
 
 STATISTICS: dict[str, float] = {"median": 0.5, "p20": 0.2, "p05": 0.05}  # name -> quantile over a network's runs
 
@@ -44,6 +44,23 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """How far networks' times went between two sittings, the relative difference of a network's statistic.
+
+    The last process that timed is a sitting and those before it are the other: each lays networks out in memory in its own way. Where
+    there was one process only, they are the later half of its visits and the earlier one.
+    """
+
+    each: float = 0.0  # root mean square over the networks
+    together: float = 0.0  # their mean, as a magnitude: the networks as one, beside the reference
+
+    @property
+    def apart(self) -> float:
+        """Root mean square of what each network did beyond that."""
+        return float(np.sqrt(max(0.0, self.each**2 - self.together**2)))
+
+
+@dataclass(frozen=True)
 class Times:
     """What a measurement amounts to; milliseconds at the usual clock of an undisturbed machine."""
 
@@ -54,7 +71,7 @@ class Times:
     noise_floor: float  # mean of `noise`
     drift: float  # slowest clock over fastest among the kept visits, less 1
     disturbed: float  # share of the visits that were disturbed
-    moved: float  # root mean square of the relative difference between a network's later visits and its earlier ones
+    moved: Moved  # how far times went between two sittings
     interval: float  # half the 95% interval of a network's time, as a share of it: what 90% of the networks are within
     poor: tuple[str, ...]  # networks with fewer undisturbed visits than they need
     kept: Mapping[str, tuple[Kept, ...]]  # by network, in order of time
@@ -129,11 +146,18 @@ def _split_half(kept: Sequence[Kept], quantile: float) -> float:
     return 2 * abs(first - second) / (first + second)
 
 
-def _moved(kept: Sequence[Kept], quantile: float) -> float:
-    """Relative difference of the statistic between the later half of the visits and the earlier; 0 for a single visit."""
-    if len(kept) < 2:
-        return 0.0
-    middle = len(kept) // 2
+def _moved(kept: Mapping[str, Sequence[Kept]], quantile: float) -> Moved:
+    """Between the sittings of networks that were visited more than once."""
+    last = max(one.visit.segment for visits in kept.values() for one in visits)
+    went = np.array([_went(visits, quantile, last) for visits in kept.values() if len(visits) > 1] or [0.0])
+    return Moved(float(np.sqrt(np.square(went).mean())), float(abs(went.mean())))
+
+
+def _went(kept: Sequence[Kept], quantile: float, last: int) -> float:
+    """Relative difference of the statistic between the segment `last` and those before; the visits are in order of time."""
+    middle = sum(one.visit.segment < last for one in kept)
+    if middle in (0, len(kept)):  # one sitting only
+        middle = len(kept) // 2
     before, after = _quantile(kept[:middle], quantile), _quantile(kept[middle:], quantile)
     return 2 * (after - before) / (after + before)
 
@@ -215,7 +239,7 @@ def settle(
         noise_floor=float(np.mean(list(noises[chosen].values()))),
         drift=max(clocks) / min(clocks) - 1,
         poor=tuple(network for network in networks if len(_steady(groups[network])) < protocol.enough(rounds)),
-        moved=float(np.sqrt(np.mean([_moved(kept[network], STATISTICS[chosen]) ** 2 for network in networks]))),
+        moved=_moved({network: kept[network] for network in networks}, STATISTICS[chosen]),
         disturbed=float(np.mean([not one.steady for one in every])),
         interval=float(np.quantile([min(1.0, interval(kept[network])) for network in networks], 0.9)),
         kept={network: kept[network] for network in networks},

@@ -48,7 +48,7 @@ __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
 NOISY = 0.03  # a noise floor above this is no measurement to go by
 DRIFTED = 0.25  # neither is a clock that moved by more
-MOVED = 0.05  # nor are times that, at the same clock, differ by more between the halves of a measurement
+MOVED = 0.05  # nor are times that, at the same clock, differ by more between the sittings of a measurement
 TABLE_ROUNDS = 8  # visits that each network of a table gets at least; more follow where they pay
 FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
@@ -263,8 +263,8 @@ def _verdict(job: Job, times: Times) -> Verdict:
         faults.append(f"the noise floor is {times.noise_floor:.1%}, above {NOISY:.0%}")
     if times.drift > DRIFTED:
         faults.append(f"the clock moved by {times.drift:.0%}, more than {DRIFTED:.0%}")
-    if times.moved > MOVED:
-        faults.append(f"times moved by {times.moved:.1%} from the first half to the second, more than {MOVED:.0%}")
+    if times.moved.each > MOVED:
+        faults.append(f"times moved by {times.moved.each:.1%} from one sitting to the next, more than {MOVED:.0%}")
     visits = Counter(kept.visit.network for kept in times.every)
     if min(visits.values()) < min(FEW_ROUNDS, job.rounds):
         faults.append(f"there was time for {min(visits.values())} visits of some networks, below {FEW_ROUNDS}")

@@ -72,7 +72,9 @@ class Calibration:
     nets: int = 0
     kind: str = ""  # of the rows whose times were multiplied by `factor`, as whole networks take so much more for them
     factor: float = 1.0
-    moved: float = 0.0  # by how much the networks' times differed between the two halves of the measurement, a share
+    moved: float = (
+        0.0  # by how much the networks' times differed between two processes, a share; halves of one in older tables
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1 <= self.high:

@@ -212,8 +212,16 @@ def test_noise_is_the_relative_difference_of_the_statistic_between_halves() -> N
 def test_what_slows_some_networks_and_not_the_reference_shows_between_the_halves() -> None:
     runs = {"steady": [[2.0]] * 8, "moved": [[3.0]] * 4 + [[3.0 * 1.04]] * 4}
     times = settle(visits_of(runs), 8, PROTOCOL, "median")
-    assert times.moved == pytest.approx(0.04 / 1.02 / np.sqrt(2), rel=1e-6)
+    assert times.moved.each == pytest.approx(0.04 / 1.02 / np.sqrt(2), rel=1e-6)
+    assert times.moved.together == pytest.approx(0.04 / 1.02 / 2, rel=1e-6)
     assert times.noise_floor == pytest.approx(0.0), "every other visit tells nothing of it"
+
+
+def test_two_processes_are_two_sittings_however_many_visits_each_made() -> None:
+    runs = {"up": [[2.0]] * 2 + [[2.0 * 1.04]] * 6, "down": [[3.0 * 1.04]] * 2 + [[3.0]] * 6}
+    visits = [replace(visit, segment=int(visit.round >= 2)) for visit in visits_of(runs)[:-1]]
+    moved = settle(visits, 8, PROTOCOL, "median").moved
+    assert (moved.each, moved.apart) == pytest.approx((0.04 / 1.02,) * 2) and moved.together == pytest.approx(0.0)
 
 
 def test_timing_is_undisturbed_by_collection_and_stays_on_its_cores_and_puts_both_back() -> None:

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import t
 
 from nas.calibration import calibrate
+from nas.correction import Moved
 from nas.solve import RowSystem
 from search_spaces.arch import Arch
 from tests.nas.toy import toy_space
@@ -82,9 +83,24 @@ def test_the_band_holds_nine_of_ten_new_networks() -> None:
 
 
 def test_times_that_moved_during_the_measurement_widen_the_band() -> None:
-    found = calibrate(*measured(1.0, 0.0), moved=0.02)
-    assert found.high - 1 == pytest.approx(1 - found.low) == pytest.approx(t.ppf(0.95, 15) * np.sqrt(0.75) * 0.02)
-    assert found.moved == 0.02
+    found = calibrate(*measured(1.0, 0.0), moved=Moved(0.05, together=0.03))
+    half = t.ppf(0.95, 15) * np.sqrt(0.25 * 0.04**2 + 0.75 * 0.03**2)
+    assert found.high - 1 == pytest.approx(1 - found.low) == pytest.approx(half)
+    assert found.moved == 0.05
+
+
+def test_the_band_holds_nine_of_ten_in_a_process_that_lays_networks_out_anew() -> None:
+    """Each process has a time of its own for every network, and one for all: the errors know of the first, the scale of the other."""
+    truth, whole, rng = additive(), nets(36, seed=3), np.random.default_rng(1)
+    plain, inside = np.array([total(arch, truth) for arch in whole]), []
+    for _ in range(200):
+        first, second, other = (plain * (1 + rng.normal(0, 0.01) + rng.normal(0, 0.03, len(whole))) for _ in range(3))
+        went = 2 * (second - first) / (second + first)
+        moved = Moved(float(np.sqrt(np.square(went).mean())), float(abs(went.mean())))
+        found = calibrate(RowSystem.of(whole, {}), truth, (first + second) / 2, moved)
+        ratio = other / (found.offset + found.scale * plain)
+        inside.append(np.mean((found.low <= ratio) & (ratio <= found.high)))
+    assert 0.87 <= np.mean(inside) <= 0.93
 
 
 def test_whole_networks_that_are_slower_than_their_rows_move_the_predictions() -> None:
