@@ -11,7 +11,7 @@ of their mean counts does. Prints the table of docs/zoo.md.
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nas.cost import macs, params
 from nas.files import write_json
@@ -21,31 +21,45 @@ from search_spaces import Cascade, zoo
 from search_spaces.arch import Arch
 from search_spaces.zoo.vit import vit
 
-PAPERS: dict[str, tuple[float | None, float | None]] = {  # millions of parameters, billions of MACs
-    "efficientformer_l1": (12.3, 1.3),
-    "efficientformer_l3": (31.3, 3.9),
-    "efficientformer_l7": (82.1, 10.2),
-    "efficientformerv2_s0": (3.5, 0.40),
-    "efficientformerv2_s1": (6.1, 0.65),
-    "efficientformerv2_s2": (12.6, 1.25),
-    "efficientformerv2_l": (26.1, 2.56),
-    "sret_t": (4.8, 1.1),
-    "sret_lt": (5.0, 1.2),
-    "sret_s": (20.9, 4.2),
-    "deit_tiny_patch16_224": (5.7, 1.3),
-    "deit_small_patch16_224": (22.1, 4.6),
-    "deit_base_patch16_224": (86.6, 17.5),
-    "asvit_deit_small": (22.1, 3.0),
-    "mobile_former_26m": (3.2, 0.026),
-    "mobile_former_52m": (3.5, 0.052),
-    "mobile_former_96m": (4.6, 0.096),
-    "mobile_former_151m": (7.6, 0.151),
-    "mobile_former_214m": (9.4, 0.214),
-    "mobile_former_294m": (11.4, 0.294),
-    "mobile_former_508m": (14.0, 0.508),
-    "mobilevit_xxs": (1.3, 0.42),
-    "mobilevit_xs": (2.3, 1.05),
-    "mobilevit_s": (5.6, 2.03),
+
+class Paper(NamedTuple):
+    """What a network's paper says of it; None where it does not."""
+
+    params_m: float | None = None  # millions
+    gmacs: float | None = None
+    top1: float | None = None  # % on ImageNet-1k, at the resolution that the zoo has
+
+
+PAPERS = {
+    "efficientformer_l1": Paper(12.3, 1.3, 79.2),
+    "efficientformer_l3": Paper(31.3, 3.9, 82.4),
+    "efficientformer_l7": Paper(82.1, 10.2, 83.3),
+    "efficientformerv2_s0": Paper(3.5, 0.40, 75.7),
+    "efficientformerv2_s1": Paper(6.1, 0.65, 79.0),
+    "efficientformerv2_s2": Paper(12.6, 1.25, 81.6),
+    "efficientformerv2_l": Paper(26.1, 2.56, 83.3),
+    "sret_t": Paper(4.8, 1.1, 76.0),  # with groups, not distilled; so are the next two
+    "sret_lt": Paper(5.0, 1.2, 76.7),
+    "sret_s": Paper(20.9, 4.2, 81.9),
+    "deit_tiny_patch16_224": Paper(5.7, 1.3, 72.2),  # not distilled; so are the next two
+    "deit_small_patch16_224": Paper(22.1, 4.6, 79.8),
+    "deit_base_patch16_224": Paper(86.6, 17.5, 81.8),
+    "asvit_deit_tiny": Paper(),
+    "asvit_deit_small": Paper(22.1, 3.0, 79.6),
+    "asvit_deit_base": Paper(),
+    "mobile_former_26m": Paper(3.2, 0.026, 64.0),
+    "mobile_former_52m": Paper(3.5, 0.052, 68.7),
+    "mobile_former_96m": Paper(4.6, 0.096, 72.8),
+    "mobile_former_151m": Paper(7.6, 0.151, 75.2),
+    "mobile_former_214m": Paper(9.4, 0.214, 76.7),
+    "mobile_former_294m": Paper(11.4, 0.294, 77.9),
+    "mobile_former_508m": Paper(14.0, 0.508, 79.3),
+    "mobilevit_xxs": Paper(1.3, 0.42, 69.0),  # at 256 pixels; so are the next two
+    "mobilevit_xs": Paper(2.3, 1.05, 74.8),
+    "mobilevit_s": Paper(5.6, 2.03, 78.4),
+    "dvt_deit_small": Paper(),  # whose papers tell the accuracy of image by image exits, not of each exit
+    "dvt_t2t_vit_12": Paper(),
+    "dvt_t2t_vit_14": Paper(),
 }
 HEADS = range(1, 17)  # of the DeiTs to compare with
 
@@ -69,9 +83,9 @@ def compare(names: list[str], target: Target, rounds: int, seed: int) -> list[di
             {
                 "name": name,
                 "params": params(arch),
-                "paper_params_m": PAPERS.get(name, (None, None))[0],
+                "paper_params_m": PAPERS[name].params_m,
                 "macs": macs(arch),
-                "paper_gmacs": PAPERS.get(name, (None, None))[1],
+                "paper_gmacs": PAPERS[name].gmacs,
                 "timing": asdict(taken[arch]),
                 "deit": {
                     "heads": next(heads for heads in HEADS if vit(heads) == deit),

@@ -9,7 +9,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec, Head, Row
 from search_spaces.states import State, Tokens
 
-__all__ = ["Chain", "Narrower", "Probes", "make_probes"]
+__all__ = ["Chain", "Narrower", "Probes", "make_probes", "row_probes"]
 
 COPIES = (2, 8)  # of a block that are added to the network: least and most, so that they are a third of its work
 LENGTHS = (4, 12)  # of a chain, so that its blocks are two thirds of its work
@@ -81,6 +81,27 @@ def make_probes(arch: Arch, plateau: bool = True) -> Probes:
     return Probes(arch, skeleton, tuple(part for part in parts if part), tuple(made.values()), chain_of)
 
 
+def row_probes(arch: Arch) -> tuple[Arch, ...]:
+    """Short networks that have every row of `arch` between them, from whose times those of the rows are told.
+
+    Each different block stands at the end of the shortest network that leads to it, and one that gives what it takes in a chain
+    there too. So what they say of the whole network is a prediction, where `make_probes` times it.
+    """
+    found: list[Arch | None] = []
+    ends, chained = set[Rows](), set[Rows]()
+    for position, rows in enumerate(_rows(arch)):
+        if rows in ends:
+            continue
+        ends.add(rows)
+        found.append(_lead(arch, position))
+        copy = _copy(arch, position)
+        if copy is not None and _key(copy) not in chained:
+            chained.add(_key(copy))
+            chain = _chain(arch, position, copy, plateau=False)
+            found.append(None if chain is None else chain.arch)
+    return tuple(dict.fromkeys(probe for probe in found if probe is not None))
+
+
 def _rows(arch: Arch) -> list[Rows]:
     """The rows of each block."""
     return [spec.rows(state) for spec, state in arch.steps()]
@@ -150,14 +171,20 @@ def _count(wanted: float, work: int, bounds: tuple[int, int]) -> int:
     return max(least, min(most, ceil(wanted / work))) if work else most
 
 
+def _lead(arch: Arch, position: int) -> Arch | None:
+    """The shortest network with a block and what leads to it, as far as the others allow; what follows the block is cut off."""
+    lead = arch if position == len(arch.blocks) - 1 else _ending(arch, position + 1)
+    for earlier in reversed(range(position)):
+        shorter = None if lead is None else _without(lead, earlier)
+        lead = lead if shorter is None else shorter
+    return lead
+
+
 def _chain(arch: Arch, position: int, copy: tuple[BlockSpec, State], plateau: bool) -> Chain | None:
     """The chain of a block, as short as the others allow."""
-    lead = _ending(arch, position + 1)
+    lead = _lead(arch, position)
     if lead is None:
         return None
-    for earlier in reversed(range(position)):
-        shorter = _without(lead, earlier)
-        lead = lead if shorter is None else shorter
     spec, state = copy
     place, work = len(lead.blocks) - 2, spec.macs(state)
     length = _count(2 * (macs(lead) - work), work, LENGTHS)
