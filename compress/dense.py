@@ -17,7 +17,7 @@ from search_spaces.errors import InputError
 from search_spaces.resize import resized
 from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.states import Tokens
-from search_spaces.variants import variant_weights
+from search_spaces.variants import variant_state
 
 __all__ = ["Dense", "Framed", "Sizes", "Statistics", "compared", "examined", "network_of", "plans_of"]
 
@@ -83,7 +83,7 @@ class Dense:
         if frame.side != whole.side:
             large = self.framed(replace(frame, side=whole.side))
             arch = large.arch.at(frame.side)
-            return Framed(frame, arch, variant_weights(large.weights, large.arch, arch), large.places)
+            return Framed(frame, arch, variant_state(large.weights, large.arch, arch), large.places)
         arch, own_weights = self.narrowings[frame.width](self.arch, self.weights)
         return Framed(frame, arch, own_weights, {position: position for position in positions})
 

@@ -18,6 +18,7 @@ __all__ = [
     "most_loops",
     "recalibrate_variant",
     "run_variant",
+    "variant_state",
     "variant_weights",
 ]
 
@@ -46,7 +47,7 @@ def variant_weights(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) ->
     """The weights of `variant`, by their names in it, from `weights` of `arch`: parameters and BN statistics.
 
     They are the very tensors of `weights`, but those of another grid, which are interpolated, so that gradients flow back.
-    Index tables are not among them: each network makes its own.
+    Fixed tables, of indices or of sines, are not among them: each network makes its own, see `variant_state`.
 
     Args:
         weights: parameters and buffers of the network `arch`.
@@ -65,9 +66,8 @@ def variant_weights(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) ->
         for position, ((spec, state), (source, before)) in enumerate(zip(variant.steps(), arch.steps(), strict=True))
         for name, grid in source.grid_params(before).items()
     }
-    device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
     found: dict[str, Tensor] = {}
-    for name, wanted in handed_in(skeleton(variant, device, moments=True)).items():
+    for name, wanted in handed_in(_skeleton(variant, weights)).items():
         if name not in weights:
             raise ValueError(f"network {variant.id} needs the weight {name}, which {arch.id} lacks")
         tensor = weights[name]
@@ -79,6 +79,17 @@ def variant_weights(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) ->
             raise ValueError(f"{name} of network {variant.id} is {shapes}")
         found[name] = tensor
     return found
+
+
+def variant_state(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) -> dict[str, Tensor]:
+    """All that `variant` loads, by name: `variant_weights` of the same arguments, and the fixed tables that it makes for itself.
+
+    Raises:
+        ValueError: the weights do not fit, see `variant_weights`.
+    """
+    own = _skeleton(variant, weights).state_dict()
+    fixed = {name: tensor.clone() for name, tensor in own.items() if not tensor.is_meta}  # the skeleton is shared
+    return fixed | variant_weights(weights, arch, variant)
 
 
 def run_variant(network: Network, arch: Arch, variant: Arch, images: Tensor) -> Tensor:
@@ -113,10 +124,15 @@ def extract_variant(network: Network, arch: Arch, variant: Arch, stats: Stats | 
     Raises:
         ValueError: the weights do not fit, see `variant_weights`.
     """
-    weights = variant_weights(_tensors(network), arch, variant)
     found = variant.build()
-    found.load_state_dict({**found.state_dict(), **weights, **(stats or {})})
+    found.load_state_dict(variant_state(_tensors(network), arch, variant) | (stats or {}))
     return found.to(next(network.parameters()).device).eval()
+
+
+def _skeleton(variant: Arch, weights: Mapping[str, Tensor]) -> Network:
+    """The variant without storage for its parameters, where the weights are."""
+    device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
+    return skeleton(variant, device, moments=True)
 
 
 def _tensors(network: Network) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from search_spaces.resize import resized
 from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
-from tests.compress.test_slicing import HIDDEN, images, network
+from tests.compress.test_slicing import HIDDEN, arch, images, network
 from tests.nas.test_latency import content
 from tests.nas.toy import toy_space
 
@@ -117,6 +117,17 @@ def test_a_table_of_milliseconds_is_a_cost() -> None:
         found = prune(model, cost=Milliseconds(table), budget=share * dense, data=DATA, images=32)
         assert 0.5 * share * dense < found.cost == table.predict(found.arch).ms <= share * dense
         assert scores(found.arch, found.weights, resized(images(5), found.arch.image_size)).shape == (32, 5)
+
+
+def test_images_may_be_smaller_where_positions_are_fixed() -> None:
+    """A table of sines belongs to no grid: the network of a smaller one makes its own."""
+    dense = arch()
+    torch.manual_seed(0)
+    model = replace(dense, blocks=(*dense.blocks[:2], Position("sines"), *dense.blocks[3:])).build().eval()
+    found = pruned(0.8, model, parts=("resolution",))
+    assert found.arch == model.arch.at(24)
+    assert torch.equal(found.weights["blocks.2.table"], found.arch.build().blocks[2].table)
+    assert scores(found.arch, found.weights, resized(images(5), 24)).shape == (32, 5)
 
 
 def test_encoders_are_compared_by_their_features() -> None:

@@ -15,6 +15,7 @@ from search_spaces.variants import (
     most_loops,
     recalibrate_variant,
     run_variant,
+    variant_state,
     variant_weights,
 )
 
@@ -68,7 +69,7 @@ def test_an_arch_at_another_size_or_depth() -> None:
 def test_it_runs_as_the_variant_with_its_weights(network: nn.Module, variant: Arch, training: bool) -> None:
     images = variant.example(3)
     alone = variant.build()
-    alone.load_state_dict({**alone.state_dict(), **variant_weights(network.state_dict(), ARCH, variant)})
+    alone.load_state_dict(variant_state(network.state_dict(), ARCH, variant))
     network.train(training)
     alone.train(training)
     expected = alone(images)
@@ -114,6 +115,15 @@ def test_a_vit_with_class_token_and_pruning_has_variants() -> None:
     check_sides(vit, (16,))  # where 2 of 4 patches are kept
     with pytest.raises(InputError, match="cannot be cut into patches of 8"):
         check_sides(vit, (12,))
+
+
+def test_tables_of_sines_are_those_of_the_variants_own_size() -> None:
+    vit = Arch(32, 3, (Patch(8, 8), ClassToken(), Position("sines"), MB3D(2, 4, 8, bias=False), Head(5)))
+    large, state = vit.at(64).build(), variant_state(vit.build().state_dict(), vit, vit.at(64))
+    assert state.keys() == large.state_dict().keys()
+    assert torch.equal(state["blocks.2.table"], large.blocks[2].table)
+    state["blocks.2.table"].zero_()  # no other network has it
+    assert variant_state(vit.build().state_dict(), vit, vit.at(64))["blocks.2.table"].any()
 
 
 def test_an_external_loop_of_fewer_passes_is_the_network_with_fewer() -> None:
