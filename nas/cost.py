@@ -26,7 +26,7 @@ UNCOUNTED = (
 ZERO_OPS = (  # and leaves these out, rightly
     "add sub rsub mul div abs mean sum gelu silu softmax sigmoid avg_pool2d max_pool2d topk cumsum where le __or__ "
     "index_select linalg_vector_norm scatter scatter_add sort argsort max log clamp_min expand_as exp im2col pad square "
-    "maximum hardsigmoid hardswish hardtanh"
+    "maximum hardsigmoid hardswish hardtanh _upsample_bilinear2d_aa"
 )
 
 
@@ -124,11 +124,12 @@ def _thop_rules() -> dict[type[nn.Module], Any]:
     from search_spaces.blocks.streams import HeadAttention
     from search_spaces.blocks.token_prune import TokenPruneModule
     from search_spaces.blocks.tokens_to_token import Performer
+    from search_spaces.resize import Resize
     from search_spaces.spread import SpreadPairs, SpreadTokens
 
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     zeros = (*norms, nn.AvgPool2d, nn.GELU, nn.SiLU, nn.ReLU, nn.ReLU6, nn.Identity)
-    places = (PositionModule, ClassTokenModule, SideTokensModule, SpreadPairs, SpreadTokens)
+    places = (PositionModule, ClassTokenModule, SideTokensModule, SpreadPairs, SpreadTokens, Resize)
     ours = (QuickGelu, Residual, Cut, NormaliseModule, *places)
     attention = {
         Attention: _count_attention,

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from search_spaces.arch import SCHEMA, Arch, Network, Step
 from search_spaces.blocks import MB3D, BlockSpec, Reuse, TokenPrune
 from search_spaces.blocks.mb3d import MB3DModule
 from search_spaces.blocks.reuse import REUSES, Layer, Passed, Reused, ReuseModule
 from search_spaces.errors import InputError
-from search_spaces.resize import resized
+from search_spaces.resize import Resize
 from search_spaces.states import State, Tokens
 from search_spaces.tokens import Chosen
 
@@ -32,6 +32,10 @@ class CascadeNetwork(Network):
         for stage in arch.stages:
             ends.append(ends[-1] + len(stage.blocks))
         self.parts = [range(start, end) for start, end in itertools.pairwise(ends)]
+        sizes = [stage.image_size for stage in arch.stages]
+        self.resizes = nn.ModuleList(
+            nn.Identity() if size == arch.image_size else Resize(arch.image_size, size) for size in sizes
+        )
 
     def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> list[Tensor]:  # type: ignore[override]  # of every exit
         """Logits of all exits, coarse to fine; no stage prunes, so there is nothing to `trace`."""
@@ -60,7 +64,7 @@ class CascadeNetwork(Network):
         reused: Reused | None = None
         sharing: ReuseModule | None = None  # the block that holds what the stage's blocks share of it
         mapped = 0  # of the maps, those that blocks took
-        state = tokens = resized(x, stages[number].image_size)
+        state = tokens = self.resizes[number](x)
         for spec, position in zip(stages[number].blocks, self.parts[number], strict=True):
             block = self.blocks[position]
             if isinstance(block, ReuseModule):

@@ -44,17 +44,13 @@ NAMES = ("tokens", "relations")
 def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path]:
     """Write `exit_0.onnx` and so on for batches of `batch` images: inputs `images`, `tokens_in`, `relations_in`, outputs `logits` and `tokens`, `relations` where it passes them on.
 
+    All take the very same images (batch, channels, H, W), of the cascade's size; the file of a stage of smaller ones makes them smaller.
+
     Raises:
-        InputError: stages take images of other sizes, so that they would have to be resized in the files, or the folder has files of
-            more exits.
+        InputError: the folder has files of more exits.
     """
     if (folder / f"exit_{len(network.parts)}.onnx").exists():
         raise InputError(f"{folder} has files of a cascade with more exits; choose another --out")
-    sizes = {stage.image_size for stage in network.arch.stages}
-    if len(sizes) > 1:
-        raise InputError(
-            f"stages take images of {sorted(sizes)} pixels, and a file does not resize them; retrain at one size"
-        )
     network.eval()
     images, paths = network.arch.example(batch), list[Path]()
     given: tuple[Tensor, ...] = ()

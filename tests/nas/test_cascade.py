@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -142,22 +143,25 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [True, False])
-def test_files_of_every_exit_in_a_row(features: bool, tmp_path: Path) -> None:
-    arch = linked([vit(16), vit(8), vit(4)], features=features)
+@pytest.mark.parametrize(
+    ("features", "sizes", "patches"), [(True, (32, 32, 32), (16, 8, 4)), (False, (16, 32, 16), (8, 8, 2))]
+)
+def test_files_of_every_exit_in_a_row(
+    features: bool, sizes: tuple[int, ...], patches: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Stages of smaller images than the cascade's resize them in their files."""
+    stages = [replace(vit(patch), image_size=size) for patch, size in zip(patches, sizes, strict=True)]
+    arch = linked(stages, features=features)
     run = Run.start(tmp_path / "run", "cascade", {}, resume=False)
     run.save_network(arch, fresh_network(arch, 0).state_dict())
     found = nas("export", run.path, "--batch", 2, "--out", tmp_path / "files")
     assert [Path(path).name for path in found["paths"]] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
-    assert all(Path(path).is_file() for path in found["paths"]) and max(found["max_abs_diff"]) < 1e-4
+    assert max(found["max_abs_diff"]) < 1e-4
+    images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in found["paths"]]
+    shapes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in images]
+    assert shapes == [[2, 3, 32, 32]] * 3
     with pytest.raises(InputError, match="has files of a cascade with more exits; choose another --out"):
         export_exits(linked([vit(16), vit(8)]).build(), 1, tmp_path / "files")
-
-
-def test_stages_of_unlike_sizes_have_no_files(tmp_path: Path) -> None:
-    network = linked([replace(vit(8), image_size=16), vit(8)]).build()
-    with pytest.raises(InputError, match="stages take images of"):
-        export_exits(network, 1, tmp_path)
 
 
 def test_costs_as_far_as_each_exit() -> None:
@@ -168,6 +172,9 @@ def test_costs_as_far_as_each_exit() -> None:
         {"params": params(arch), "macs": macs(arch)},
     ]
     assert "exits" not in describe(vit(8))
+    resizing = linked([replace(vit(8), image_size=16), vit(8)])
+    found = describe(resizing)
+    assert found["macs"] == found["macs_fvcore"] == found["macs_thop"] == macs(resizing), "resizing counts nothing"
 
 
 def test_commands_of_one_exit_refuse_a_cascade() -> None:

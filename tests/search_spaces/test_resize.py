@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from search_spaces.resize import resized
+from search_spaces.resize import Resize, resized
 
 
 def test_images_of_that_size_are_returned_themselves() -> None:
@@ -30,3 +30,11 @@ def test_every_pixel_counts_where_images_shrink() -> None:
     assert (images.grad > 0).all()
     with torch.no_grad():
         assert not resized(images, 8).requires_grad
+
+
+@pytest.mark.parametrize(("old", "new"), [(64, 24), (9, 20)])
+def test_exported_graphs_resize_by_weights_that_come_to_the_same(old: int, new: int) -> None:
+    images, resize = torch.randn(2, 3, old, old), Resize(old, new)
+    wanted = resized(images, new)
+    assert torch.equal(resize(images), wanted)
+    torch.testing.assert_close(resize.weights @ images @ resize.weights.T, wanted)
