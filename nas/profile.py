@@ -13,7 +13,7 @@ from nas.cost import macs
 from nas.peak_memory import peak_mb, weights_mb
 from nas.profile_probes import Chain, Narrower, Probes, make_probes
 from nas.progress import say
-from nas.solve import RIDGE, RowSystem
+from nas.solve import RIDGE, RowSystem, row_macs
 from nas.target import Target
 from nas.timing import time_sessions
 from nas.visits import PROTOCOL
@@ -90,15 +90,7 @@ class _Solved:
     def of(archs: Sequence[Arch], measured: Sequence[Mapping[str, float]], noise: float) -> "_Solved":
         """The rows of `archs`, whose milliseconds are given by id, once or more, with a relative noise."""
         networks = {arch: np.array([ms[arch.id] for ms in measured]) for arch in archs}
-        system = RowSystem.of(archs, {})
-        known = {
-            row: work
-            for spec, state in {step for arch in archs for step in arch.steps()}
-            for row, work in zip(spec.rows(state), spec.row_macs(state), strict=True)
-            if work is not None
-        }
-        exact = np.array([known.get(row, work) for row, work in zip(system.rows, system.macs, strict=True)])
-        return _Solved(replace(system, macs=exact), networks, known, noise)
+        return _Solved(RowSystem.of(archs, {}), networks, row_macs(archs), noise)
 
     @cached_property
     def times(self) -> Mapping[Row, Floats]:

@@ -10,18 +10,29 @@ from scipy.optimize import nnls
 from search_spaces.arch import Arch
 from search_spaces.blocks import Row
 
-__all__ = ["RIDGE", "RowSystem"]
+__all__ = ["RIDGE", "RowSystem", "row_macs"]
 
 RIDGE = 1e-4  # weight of the prior: it decides only what the measurements leave open
 
 Floats = NDArray[np.float64]
 
 
-def _row_macs(rows: Sequence[Row], archs: Sequence[Arch]) -> Floats:
-    """Estimated multiply-accumulates of each row.
+def row_macs(archs: Sequence[Arch]) -> dict[Row, int]:
+    """Multiply-accumulates of the rows of networks, where their blocks tell them apart."""
+    steps = dict.fromkeys(step for arch in archs for step in arch.steps())
+    return {
+        row: work
+        for spec, state in steps
+        for row, work in zip(spec.rows(state), spec.row_macs(state), strict=True)
+        if work is not None
+    }
 
-    Blocks know theirs and rows do not, so each block's are shared out: a row takes a factor of its kind times places
-    times all its widths, and the factors are fitted to the blocks.
+
+def _row_macs(rows: Sequence[Row], archs: Sequence[Arch]) -> Floats:
+    """Multiply-accumulates of each row, estimated where its block does not tell.
+
+    Then each block's are shared out: a row takes a factor of its kind times places times all its widths, and the factors are fitted to
+    the blocks.
     """
     volumes = np.array([row.positions * np.prod([value for _, value in row.dims], dtype=float) for row in rows])
     kinds = {op: i for i, op in enumerate(sorted({row.op for row in rows}))}
@@ -36,8 +47,8 @@ def _row_macs(rows: Sequence[Row], archs: Sequence[Arch]) -> Floats:
                 feature[kinds[row.op]] += volumes[at[row]] / macs
             features.append(feature)
     factors = nnls(np.array(features), np.ones(len(features)))[0]
-    out: Floats = volumes * np.array([factors[kinds[row.op]] for row in rows])
-    return out
+    estimated, told = volumes * np.array([factors[kinds[row.op]] for row in rows]), row_macs(archs)
+    return np.array([told.get(row, work) for row, work in zip(rows, estimated, strict=True)], dtype=float)
 
 
 @dataclass(frozen=True)

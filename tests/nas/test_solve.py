@@ -4,6 +4,7 @@ from scipy.stats import t
 
 from nas.calibration import calibrate
 from nas.correction import Moved
+from nas.cost import macs
 from nas.solve import RowSystem
 from search_spaces.arch import Arch
 from tests.nas.toy import toy_space
@@ -43,6 +44,12 @@ def test_rows_that_always_come_together_are_told_apart_by_their_work() -> None:
     system = RowSystem.of(probes, {})
     times = system.solve(np.array([total(arch, truth) for arch in probes]))
     assert np.isfinite(times).all() and (times > 0).mean() > 0.9, "the prior leaves no row without a share"
+
+
+def test_the_work_of_rows_is_what_their_blocks_tell() -> None:
+    probes = SPACE.probes()
+    system = RowSystem.of(probes, {})
+    assert system.price(system.macs).tolist() == [macs(arch) for arch in probes]
 
 
 def test_known_rows_stay_and_the_missing_ones_are_found_beside_them() -> None:
