@@ -191,7 +191,7 @@ class LatencyTable:
         def price(spec: BlockSpec, state: State) -> float:
             ms = self._block(spec, state)
             if isinstance(ms, tuple):
-                raise self._missing(ms, f"network {arch.id}", arch.classes)
+                raise self._missing(ms, f"network {arch.id}", arch)
             return self.content.calibration.scale * ms
 
         self._priced(arch)  # names all that is missing at once
@@ -217,17 +217,20 @@ class LatencyTable:
         return found
 
     def open_space(self) -> Measurable:
-        """The table's space, with the class count that was measured last, or what may be left of its dense network.
+        """The table's space, with the class count that was measured last, what may be left of its dense network, or its cascade's exits.
 
         Raises:
             InputError: this version has no such space, or the table does not tell of which network it is.
         """
         from search_spaces.arch import Arch
+        from search_spaces.cascade import Cascade
         from search_spaces.spaces import SPACES
+        from search_spaces.spaces.exits import Exits
         from search_spaces.spaces.remains import PREFIX, Remains
 
         if self.content.remains_of is not None:
-            return Remains(Arch.from_json(self.content.remains_of.arch), self.content.remains_of.parts)
+            arch = Arch.from_json(self.content.remains_of.arch)
+            return Exits(arch) if isinstance(arch, Cascade) else Remains(arch, self.content.remains_of.parts)
         if self.content.space.startswith(PREFIX):
             raise InputError(
                 f"{self.path.name} is from before tables told which network they are of; remove its files, and "
@@ -301,7 +304,7 @@ class LatencyTable:
         priced = [self._block(spec, state) for spec, state in arch.steps()]
         missing = [row for block in priced if isinstance(block, tuple) for row in block]
         if missing:
-            raise self._missing(tuple(dict.fromkeys(missing)), f"network {arch.id}", arch.classes)
+            raise self._missing(tuple(dict.fromkeys(missing)), f"network {arch.id}", arch)
         return [block for block in priced if not isinstance(block, tuple)]
 
     def _block(self, spec: BlockSpec, state: State) -> float | tuple[Row, ...]:
@@ -322,13 +325,18 @@ class LatencyTable:
     def _kept(self) -> KeptRows:
         return KeptRows.of(self.content.rows)
 
-    def _missing(self, rows: tuple[Row, ...], what: str, classes: int | None) -> MissingLatency:
-        from search_spaces.spaces.remains import PREFIX
+    def _missing(self, rows: tuple[Row, ...], what: str, arch: Arch | None) -> MissingLatency:
+        from search_spaces.cascade import Cascade
+        from search_spaces.spaces import exits, remains
 
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         named = ", ".join(row.key for row in rows[:NAMED]) + more
-        flag = "" if classes is None or classes in self.content.classes else f" --classes {classes}"
+        flag = "" if arch is None or arch.classes in self.content.classes else f" --classes {arch.classes}"
         mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{flag}`"
-        if self.content.space.startswith(PREFIX):
+        if isinstance(arch, Cascade):
+            mend = f"pass --target {self.content.target} in its place, which measures those of a cascade"
+        elif self.content.space.startswith(exits.PREFIX):
+            mend = "it is of one cascade's exits; give the table of a space, see `nas tables`"
+        elif self.content.space.startswith(remains.PREFIX):
             mend = f"`nas prune` of the table's network with --target {self.content.target} measures what may be left of it"
         return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of {what}: {named}; {mend}")

@@ -42,6 +42,7 @@ from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
+from search_spaces.spaces.exits import Exits
 from search_spaces.spaces.remains import Remains
 
 __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
@@ -312,6 +313,8 @@ def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> C
 
 def _remains_of(space: Measurable) -> RemainsOf | None:
     """What a table keeps of a space that has no name by which it is opened."""
+    if isinstance(space, Exits):
+        return RemainsOf(space.cascade.to_json(), ())
     return RemainsOf(space.arch.to_json(), tuple(sorted(space.parts))) if isinstance(space, Remains) else None
 
 

@@ -125,6 +125,8 @@ def network_named(
         raise InputError(
             f"{name} is a stage that reuses what the one before it knows, and runs in its cascade alone; give that"
         )
+    if isinstance(found.arch, Cascade) and found.arch.told:
+        raise InputError(f"{name} is the beginning of a cascade, as tables time it; give the whole cascade")
     if isinstance(found.arch, Cascade) and not cascades:
         raise InputError(f"{name} is a cascade, which has several exits; this command takes networks of one")
     return found

@@ -143,7 +143,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class RemainsOf:
-    """The dense network that a table of what may be left of one is of."""
+    """The network that a table is of: the dense one of what may be left, or the cascade of exits."""
 
     arch: str  # its JSON, as text: the figures of an object are rounded
     parts: tuple[str, ...]  # that may be made smaller, of the measurement that added rows last

@@ -13,8 +13,10 @@ from nas.target import Target
 from nas.timing import ROUNDS, Timing, time_networks
 from search_spaces import SPACES, Space
 from search_spaces.arch import Arch
+from search_spaces.cascade import Cascade
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
+from search_spaces.spaces.exits import Exits
 
 __all__ = ["find_table", "find_tables", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
 
@@ -26,12 +28,14 @@ def tables_dir() -> Path:
     return cache_dir() / "latency_tables"
 
 
-def space_of(arch: Arch) -> Space:
-    """A space whose rows price the network: those it measures, or behind a pruning location rows between them.
+def space_of(arch: Arch) -> Measurable:
+    """A space whose rows price the network: those it measures, or behind a pruning location rows between them; of a cascade its exits.
 
     Raises:
         InputError: there is none.
     """
+    if isinstance(arch, Cascade):
+        return Exits(arch)
     spaces = [build(classes=arch.classes) for build in SPACES.values()]
     found = next((space for space in spaces if _prices(space, arch)), None)
     if found is None:

@@ -38,13 +38,14 @@ class CascadeNetwork(Network):
         )
 
     def forward(self, x: Tensor, trace: list[Chosen] | None = None) -> list[Tensor]:  # type: ignore[override]  # of every exit
-        """Logits of all exits, coarse to fine; no stage prunes, so there is nothing to `trace`."""
+        """Logits of all exits, coarse to fine, and behind them what a `told` cascade tells; no stage prunes, so there is nothing to `trace`."""
         found: list[Tensor] = []
         passed: Passed | None = None
         for number in range(len(self.parts)):
             logits, passed = self.exit(number, x, passed)
             found.append(logits)
-        return found
+        assert passed is not None
+        return found if passed.relations is None else [*found, passed.relations]
 
     def reuses(self, number: int) -> bool:
         """Whether the stage `number` reuses anything of the one before."""
@@ -59,8 +60,7 @@ class CascadeNetwork(Network):
             passed: what the stage before passed of these images; None for the first.
         """
         stages = self.arch.stages
-        following = reuse_of(stages[number + 1]) if number + 1 < len(stages) else None
-        told: list[Tensor] | None = [] if following is not None and following.maps else None
+        told: list[Tensor] | None = [] if self.arch.asks(number) else None
         reused: Reused | None = None
         sharing: ReuseModule | None = None  # the block that holds what the stage's blocks share of it
         mapped = 0  # of the maps, those that blocks took
@@ -128,6 +128,8 @@ class Cascade(Arch):
     As an `Arch`, its blocks are those of all stages, one after the other, and its image size that of the largest; stages of smaller images
     resize what they get. A stage whose blocks `reuse` has a `Reuse` block that says of the stage before what there is.
 
+    `told`: it is the beginning of a longer cascade, of one stage or more, whose last one tells its relations to nobody; see `until`.
+
     Raises:
         ValueError: on construction, where stages are fewer than two or do not fit each other.
     """
@@ -137,10 +139,11 @@ class Cascade(Arch):
     blocks: tuple[BlockSpec, ...] = field(init=False, repr=False, compare=False)
     states: tuple[State, ...] = field(init=False, repr=False, compare=False)
     stages: tuple[Arch, ...]
+    told: bool = False
 
     def __post_init__(self) -> None:
         """Check that stages fit, and lay their blocks out in a row."""
-        if len(self.stages) < 2 or any(isinstance(stage, Cascade) for stage in self.stages):
+        if len(self.stages) < 2 - self.told or any(isinstance(stage, Cascade) for stage in self.stages):
             raise ValueError(f"a cascade has two stages or more, each of one exit; got {len(self.stages)}")
         for what in ("channels", "classes"):
             found = {getattr(stage, what) for stage in self.stages}
@@ -154,7 +157,7 @@ class Cascade(Arch):
             if any(spec.bias or spec.groups or spec.loops > 1 for spec in stage.blocks if isinstance(spec, MB3D)):
                 raise ValueError(f"stage {number} is no plain ViT: it has a position bias, groups or loops")
             self._check(number, stage)
-        states = [state for stage in self.stages for state in stage.states[:-1]]
+        states = [state for number in range(len(self.stages)) for state in self._states(number)]
         object.__setattr__(self, "image_size", max(stage.image_size for stage in self.stages))
         object.__setattr__(self, "channels", self.stages[0].channels)
         object.__setattr__(self, "blocks", tuple(spec for stage in self.stages for spec in stage.blocks))
@@ -174,8 +177,43 @@ class Cascade(Arch):
             wanted = (maps, _mapped(stage))
             raise ValueError(f"stage {number} reuses maps {reuse.maps}, but there are {wanted} before and in it")
 
+    def asks(self, number: int) -> bool:
+        """Whether relations of the stage `number` are asked for, which then writes the logits of its attention out."""
+        if number == len(self.stages) - 1:
+            return self.told
+        following = reuse_of(self.stages[number + 1])
+        return following is not None and bool(following.maps)
+
+    def _states(self, number: int) -> list[State]:
+        """Before each block of a stage; those of its attention say whether logits are asked for, which takes time."""
+        asks = self.asks(number)
+        return [
+            dataclasses.replace(state, asked=True)
+            if asks and isinstance(spec, MB3D) and isinstance(state, Tokens)
+            else state
+            for spec, state in self.stages[number].steps()
+        ]
+
+    def until(self, number: int, depth: int | None = None) -> Arch:
+        """What an image that leaves at an exit runs through: the stages as far as there, the last of which tells what the next asks of it.
+
+        Its images have the largest size of these stages, which may be smaller than the cascade's.
+
+        Args:
+            number: of the exit, from 0.
+            depth: transformer blocks of its stage, the first ones of it, and where it has fewer those over again; by default its own.
+
+        Raises:
+            ValueError: so few blocks do not reuse what its `Reuse` block is for.
+        """
+        *before, stage = self.stages[: number + 1]
+        stage = stage if depth is None else _of_depth(stage, depth)
+        stage = _told_of(stage, before[-1]) if before else stage
+        told = self.asks(number)
+        return Cascade((*before, stage), told) if before or told else stage
+
     def with_classes(self, classes: int) -> "Cascade":
-        return Cascade(tuple(stage.with_classes(classes) for stage in self.stages))
+        return dataclasses.replace(self, stages=tuple(stage.with_classes(classes) for stage in self.stages))
 
     def at(self, image_size: int) -> "Cascade":
         """The same cascade for images of another size: a stage of smaller images keeps its share of the largest's side.
@@ -187,10 +225,10 @@ class Cascade(Arch):
         for stage in self.stages:
             sized = stage.at(max(1, round(stage.image_size * image_size / self.image_size)))
             found.append(_told_of(sized, found[-1]) if found else sized)
-        return Cascade(tuple(found))
+        return dataclasses.replace(self, stages=tuple(found))
 
     def with_loops(self, loops: int) -> "Cascade":
-        return Cascade(tuple(stage.with_loops(loops) for stage in self.stages))
+        return dataclasses.replace(self, stages=tuple(stage.with_loops(loops) for stage in self.stages))
 
     def keeping(self, keeps: Sequence[int] | None = None, adaptive: bool | None = None) -> "Cascade":
         """The cascade itself, which prunes no tokens."""
@@ -203,7 +241,8 @@ class Cascade(Arch):
         return tuple(Step(position, None, False) for position in range(len(self.blocks)))
 
     def _value(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "kind": "cascade", "stages": [stage._value() for stage in self.stages]}
+        told = {"told": True} if self.told else {}
+        return {"schema": SCHEMA, "kind": "cascade", "stages": [stage._value() for stage in self.stages], **told}
 
     @staticmethod
     def _of(value: Any) -> "Cascade":
@@ -211,11 +250,23 @@ class Cascade(Arch):
             raise InputError(f"cascade schema {value.get('schema')!r} is not {SCHEMA}; use the version that wrote it")
         if not isinstance(value.get("stages"), list):
             raise InputError("not a cascade: stages must be a list of architectures")
+        told = value.get("told", False)
+        if not isinstance(told, bool):
+            raise InputError(f"not a cascade: told must be true or false, got {told!r}")
         stages = tuple(Arch._of(stage) for stage in value["stages"])
         try:
-            return Cascade(stages)
+            return Cascade(stages, told)
         except ValueError as error:
             raise InputError(f"not a cascade: {error}") from error
+
+
+def _of_depth(stage: Arch, depth: int) -> Arch:
+    """The stage with so many transformer blocks, from the first one on and round again."""
+    own = [spec for spec in stage.blocks if isinstance(spec, MB3D)]
+    first = stage.blocks.index(own[0])
+    behind = [spec for spec in stage.blocks[first:] if not isinstance(spec, MB3D)]
+    blocks = [own[number % len(own)] for number in range(depth)]
+    return dataclasses.replace(stage, blocks=(*stage.blocks[:first], *blocks, *behind))
 
 
 def _told_of(stage: Arch, before: Arch) -> Arch:

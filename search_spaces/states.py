@@ -53,6 +53,7 @@ class Tokens:
     fused: bool = False  # whether the last token stands for all patches that were not kept; it lies on no place
     sized: bool = False  # whether patches were merged, so that a token may stand for several
     earlier: Earlier | None = None  # the stage before this one, of a cascade
+    asked: bool = False  # whether the stage behind it asks for the logits of the attention that gets these
 
     @property
     def patches(self) -> int:

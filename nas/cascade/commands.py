@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,23 @@ from numpy.typing import NDArray
 
 import compress
 from nas.cascade.bench import bench, exit_ms, prepacked
+from nas.cascade.costs import until_macs, until_ms
 from nas.cascade.files import check_exits, export_exits
 from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, solve
 from nas.cascade.training import load_cascade, train_cascade
-from nas.cost import macs
 from nas.data import Data, Split, load_for, split_named
 from nas.data import load as load_data
 from nas.files import read_json, write_json
 from nas.networks import network_named
+from nas.progress import say
+from nas.tables import find_table, space_of
 from nas.target import Target, fingerprint
 from nas.train.loop import Recipe
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["bench_run", "calibrate_run", "export_run", "run_run", "train_named"]
+__all__ = ["Prices", "bench_run", "calibrate_run", "export_run", "run_run", "train_named"]
 
 THRESHOLDS = "thresholds.json"
 ROUNDS = 25  # that an exit's time is the median of
@@ -89,30 +92,49 @@ def _named(
     return made.arch, dict(made.state_dict()), load_data(dataset, image_size=made.arch.image_size)
 
 
+@dataclass(frozen=True)
+class Prices:
+    """Where the milliseconds of a budget come from: a table, see `nas.tables.find_table`, or torch on this machine where neither is named."""
+
+    table: Path | None = None
+    target: str | None = None
+    foreign: bool = False  # whether another machine's table will do
+    batch: int | None = None  # of torch; 1 unless given, as are threads
+    threads: int | None = None
+
+    @property
+    def predicted(self) -> bool:
+        """Whether a table tells them."""
+        return self.table is not None or self.target is not None
+
+
 def calibrate_run(
-    path: Path, dataset: str, *, budget_ms: float | None, budget_macs: float | None, batch: int, threads: int
+    path: Path, dataset: str, *, budget_ms: float | None, budget_macs: float | None, prices: Prices
 ) -> dict[str, Any]:
     """`nas cascade calibrate`: thresholds for a mean cost of an image on search-validation, written beside the weights.
 
-    Milliseconds are those of eager torch on this machine, in whole batches.
+    Milliseconds are those of whole batches, as a table predicts them or as torch takes them on this machine.
 
     Raises:
-        InputError: no such run, data of other classes, or not one budget.
+        InputError: no such run, data of other classes, not one budget, a table of another machine or without the cascade's rows, or
+            options that do not go together.
         BudgetError: even the first exit costs more.
     """
     if (budget_ms is None) == (budget_macs is None):
         raise InputError("give one budget, --budget-ms or --budget-macs")
-    network, _ = load_cascade(path)
-    data = _data_for(network, dataset)
     unit, budget = ("ms", budget_ms) if budget_ms is not None else ("macs", budget_macs)
     assert budget is not None
     if not 0 < budget < float("inf"):
         raise InputError(f"--budget-{unit} must be positive and finite, got {budget:g}")
-    if unit == "ms":
-        torch.set_num_threads(threads)
-        costs = exit_ms(prepacked(network), _images(data, "val", TIMED), batch, ROUNDS)
-    else:
-        costs = np.cumsum([float(macs(stage)) for stage in network.arch.stages])
+    if prices.predicted and unit == "macs":
+        raise InputError("--table and --target price milliseconds; give --budget-ms, or leave them out")
+    if prices.predicted and (prices.batch is not None or prices.threads is not None):
+        raise InputError(
+            "--batch and --threads are of torch, a target has its own; leave them out, or --table and --target"
+        )
+    network, _ = load_cascade(path)
+    data = _data_for(network, dataset)
+    costs, how = _costs(network, data, unit, prices)
     confidence, hits = every_exit(network, data, "val")
     thresholds = solve(confidence, costs, budget)
     taken = exits_taken(confidence, thresholds)
@@ -124,12 +146,37 @@ def calibrate_run(
         "val_cost": mean_cost(confidence, thresholds, costs),
         "val_acc": float(hits[np.arange(len(taken)), taken].mean()),
         "shares": _shares(taken, len(costs)),
-        "batch": batch,
-        "threads": threads,
-        "machine": fingerprint(Target("cpu", "eager", "fp32", batch, threads)),
+        **how,
     }
     write_json(path / THRESHOLDS, found)
     return found
+
+
+def _costs(
+    network: CascadeNetwork, data: Data, unit: str, prices: Prices
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """(exits,) what an image costs as far as each exit, and what of the record says where that is from."""
+    if prices.predicted:
+        return _predicted(network.arch, prices)
+    target = Target("cpu", "eager", "fp32", prices.batch or 1, prices.threads or 1)
+    how = {"batch": target.batch, "threads": target.threads, "machine": fingerprint(target)}
+    if unit == "macs":
+        return until_macs(network.arch), {"target": None, "table": None, **how}
+    torch.set_num_threads(prices.threads or 1)
+    costs = exit_ms(prepacked(network), _images(data, "val", TIMED), target.batch, ROUNDS)
+    return costs, {"target": target.name, "table": None, **how}
+
+
+def _predicted(cascade: Cascade, prices: Prices) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """The same by a table."""
+    table = find_table(prices.table, prices.target, lambda: space_of(cascade))
+    table.check_machine(prices.foreign)
+    if not table.verdict["good"]:
+        say(f"{table.path.name} is not to be relied on: {table.verdict['why']}")
+    target = table.target
+    about = {"target": target.name, "table": {"name": table.path.name, "id": table.id}}
+    how = {"batch": target.batch, "threads": target.threads, "machine": dict(table.content.fingerprint)}
+    return until_ms(cascade, table) / target.batch, {**about, **how}
 
 
 def run_run(path: Path, dataset: str, *, split: str, batch: int, threads: int, limit: int | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Command, DataName, Json, Out, Resume, Seed, show
+from nas.cli.options import Command, DataName, Foreign, Json, Out, Resume, Seed, TablePath, TargetName, show
 
 __all__ = ["cascade"]
 
@@ -71,17 +71,23 @@ def calibrate(
     data: DataName,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Mean milliseconds of an image.")] = None,
     budget_macs: Annotated[float | None, typer.Option("--budget-macs", help="Mean MACs of an image.")] = None,
-    batch: BatchSize = 1,
-    threads: Threads = 1,
+    table: TablePath = None,
+    target: TargetName = None,
+    foreign_table: Foreign = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images at a time that torch is timed on.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch.")] = None,
     json: Json = False,
 ) -> None:
-    """Solve for thresholds that hold a budget on search-validation, and keep them in the run's folder."""
-    from nas.cascade.commands import calibrate_run
+    """Solve for thresholds that hold a budget on search-validation, and keep them in the run's folder.
 
-    show(
-        calibrate_run(run, data, budget_ms=budget_ms, budget_macs=budget_macs, batch=batch, threads=threads),
-        json,
-    )
+    Milliseconds are those of --table or --target, without either of torch on this machine.
+    """
+    from nas.cascade.commands import Prices, calibrate_run
+
+    prices = Prices(table, target, foreign_table, batch, threads)
+    show(calibrate_run(run, data, budget_ms=budget_ms, budget_macs=budget_macs, prices=prices), json)
 
 
 @cascade.command(cls=Command)

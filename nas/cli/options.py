@@ -24,6 +24,7 @@ __all__ = [
     "TargetName",
     "Weights",
     "budgets",
+    "fractions",
     "show",
     "whole_numbers",
 ]
@@ -126,3 +127,18 @@ def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{flag} takes whole numbers such as 192,224,256, got {text!r}") from error
+
+
+def fractions(flag: str, text: str) -> tuple[float, ...]:
+    """Numbers from 0 to 1 from `A[,B...]`, as the flag has them.
+
+    Raises:
+        InputError: not numbers, or not from 0 to 1.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} takes fractions such as 0.5,0.3,0.2, got {text!r}") from error
+    if not all(0 <= value <= 1 for value in values):
+        raise InputError(f"{flag} takes fractions from 0 to 1, got {text!r}")
+    return values

@@ -55,6 +55,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript.*")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.onnx.*")
+        warnings.filterwarnings("ignore", message="Constant folding - ")  # which is not asked for
         warnings.filterwarnings(
             "ignore", module=r"search_spaces\."
         )  # of the tracer: the batch, which is fixed, decides

@@ -288,6 +288,7 @@ class MB3D(BlockSpec):
         widths += () if self.qkv_bias else (("bare", 1),)
         earlier = source.earlier
         widths += (("relations", earlier.tokens),) if earlier and "relations" in self.reuse else ()
+        widths += (("told", 1),) if source.asked else ()
         bias = () if self.bias else (("unbiased", 1),)
         if source.pruned and self.bias:  # whose rows are gathered from those of the whole grid
             bias = (("places", source.grid[0] * source.grid[1]),)

@@ -204,9 +204,21 @@ class Reuse(BlockSpec):
         source = self._input(state)
         dims: tuple[tuple[str, int], ...] = (("c", source.channels), ("cin", self.channels), ("tokens", self.count))
         dims += (("width", self.width),) if self.width else ()
-        if self.maps:
-            dims += (("maps", self.maps[0]), ("hidden", hidden_width(self.maps[0], self.ratio)), ("out", self.maps[1]))
-        return (Row("reuse", source.count, dims),)
+        if not self.maps:
+            return (Row("reuse", source.count, dims),)
+        own, out = self.maps
+        between: tuple[tuple[str, int], ...] = (("maps", own), ("hidden", hidden_width(own, self.ratio)))
+        # A row for each map that the second convolution makes, so that stages of fewer blocks and more share rows.
+        one = Row("reuse.map", self.count, (("c", source.channels), between[1]))
+        return (Row("reuse", source.count, dims + between), *[one] * out)
+
+    def row_macs(self, state: State) -> tuple[int, ...]:
+        self._input(state)
+        if not self.maps:
+            return (0,)
+        own, out = self.maps
+        one = self.count**2 * hidden_width(own, self.ratio)
+        return (own * one, *[one] * out)
 
     def build(self, state: State) -> nn.Module:
         return ReuseModule(self, self._input(state))

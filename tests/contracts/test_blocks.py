@@ -82,6 +82,7 @@ CASES: dict[str, list[tuple[BlockSpec, State]]] = {
         (MB3D(2, 4, 4, bias=False), Tokens(8, 6, (3, 4), prefix=1, pruned=True, sized=True)),
         (MB3D(2, 4, 8, residual="plain", groups=(2,), orders=("permuted",), inverse=False), Tokens(12, 6, (3, 4))),
         (MB3D(2, 4, 4, bias=False, qkv_bias=False), Tokens(12, 6, (3, 4))),
+        (MB3D(2, 4, 4, bias=False), Tokens(13, 6, (3, 4), prefix=1, asked=True)),
         (
             MB3D(2, 4, 4, bias=False, reuse=("features", "relations")),
             Tokens(13, 6, (3, 4), prefix=1, earlier=Earlier(5, 4, 5, 3, 7, True, True)),
@@ -282,7 +283,7 @@ def test_output_params_and_rows(kind: str, spec: BlockSpec, state: State) -> Non
     assert sum(parameter.numel() for parameter in module.parameters()) == spec.params(state)
     keys = [row.key for row in spec.rows(state)]
     assert keys
-    repeats = max(getattr(spec, "loops", 1), getattr(spec, "depth", 1))
+    repeats = max(getattr(spec, "loops", 1), getattr(spec, "depth", 1), *getattr(spec, "maps", ()))
     assert len(set(keys)) == len(keys) or repeats > 1
 
 

@@ -168,8 +168,8 @@ def test_costs_as_far_as_each_exit() -> None:
     arch = linked([vit(16), vit(8)])
     found = describe(arch)
     assert found["exits"] == [
-        {"params": params(arch.stages[0]), "macs": macs(arch.stages[0])},
-        {"params": params(arch), "macs": macs(arch)},
+        {"params": params(arch.stages[0]), "macs": macs(arch.stages[0]), "ms": None},
+        {"params": params(arch), "macs": macs(arch), "ms": None},
     ]
     assert "exits" not in describe(vit(8))
     resizing = linked([replace(vit(8), image_size=16), vit(8)])

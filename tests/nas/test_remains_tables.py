@@ -1,11 +1,9 @@
 """Tables of what may be left of a network: they tell which network, so that they can be validated. Times are made up."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,44 +16,22 @@ from nas.table_file import read, write
 from nas.tables import tables_dir
 from nas.target import Target
 from nas.validate import validate
-from nas.visits import REFERENCE, Visit
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from search_spaces.spaces.remains import Remains
+from tests.nas.made_up import taking
 
 TARGET = Target.parse("cpu-ort-fp32-b1-t1")
 BLOCK = MB3D(2, 16, 16, 40 / 48, residual="plain", bias=False, eps=1e-12)  # figures that six decimals do not hold
 ARCH = Arch(32, 3, (Patch(48, 8), ClassToken(), Position(), *[BLOCK] * 3, Head(4, pool="token")))
 
 
-def made_up(
-    archs: Sequence[Arch],
-    reference: Arch,
-    target: Target,
-    *,
-    rounds: int,
-    record: Callable[[Visit], None] = lambda visit: None,
-    done: Sequence[Visit] = (),
-    **how: Any,
-) -> list[Visit]:
-    """Visits in place of those that `nas.timing.time_sessions` makes: a million MACs take a millisecond."""
-    found = list(done)
-    for number in range(1 + max((visit.round for visit in done), default=-1), rounds):
-        for name, arch in [(REFERENCE, reference), *((one.id, one) for one in archs)]:
-            found.append(Visit(0, number, len(found), name, float(len(found)), (0.1 + macs(arch) / 1e6,) * 5))
-            record(found[-1])
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A million MACs take a millisecond."""
     monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
-    with (
-        patch("nas.measure.time_elsewhere", made_up),
-        patch("nas.measure.time_sessions", made_up),
-        patch("nas.timing.time_sessions", made_up),
-    ):
+    with taking(lambda arch: 0.1 + macs(arch) / 1e6):
         yield
 
 
