@@ -15,7 +15,7 @@ from search_spaces.blocks.reuse import Passed
 from search_spaces.cascade import CascadeNetwork
 from search_spaces.prepack import prepack
 
-__all__ = ["Timed", "bench", "exit_ms", "prepacked"]
+__all__ = ["Timed", "bench", "exit_ms", "prepacked", "until_each"]
 
 WARM_UP, ROUNDS = 2, 25  # visits of each exit before those that count, and those, at most
 
@@ -39,19 +39,19 @@ def prepacked(network: CascadeNetwork) -> CascadeNetwork:
     return found
 
 
-@torch.inference_mode()
 def exit_ms(network: CascadeNetwork, images: Tensor, batch: int, rounds: int) -> NDArray[np.float64]:
     """(exits,) median milliseconds of an image as far as each exit, in batches of `batch` of the `images`, over `rounds`."""
     found = []
     for number in range(rounds + WARM_UP):
         start = (number * batch) % max(1, len(images) - batch + 1)
-        found.append(_stages(network, images[start : start + batch]))
+        found.append(until_each(network, images[start : start + batch]))
     whole: NDArray[np.float64] = np.median(np.array(found[WARM_UP:]), 0) / min(batch, len(images))
     return whole
 
 
-def _stages(network: CascadeNetwork, images: Tensor) -> list[float]:
-    """Milliseconds until each exit of one batch."""
+@torch.inference_mode()
+def until_each(network: CascadeNetwork, images: Tensor) -> list[float]:
+    """Milliseconds until each exit of one batch (B, C, H, W), timed once."""
     passed: Passed | None = None
     times, started = [], time.perf_counter()
     for number in range(len(network.parts)):

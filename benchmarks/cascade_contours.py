@@ -1,0 +1,263 @@
+"""What reuse gives a cascade of two exits, 49 and 196 tokens, on `contours`: accuracy and time of each exit, with features, relations, both or neither reused.
+
+    python benchmarks/cascade_contours.py --out results/cascade_contours.json
+
+Two ViTs of DeiT-Ti's shape see images of 56 pixels in patches of 8 and of 4. The cascades of a seed start from the same two networks, by `compress.cascade`, so
+that all give the same at first, and are trained as `nas cascade train` does, by the same images in the same order. Accuracies are on the test split, which is read
+once a cascade is trained. A difference is the mean over seeds, its interval a paired bootstrap over images of that mean. All four are timed in one interleaved
+run, batch after batch of the same images, prepacked as `nas cascade bench` has them; weights are random then, which no time depends on.
+
+What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
+`--parts train` and `--parts times` do one of the two. `--speed 10` trains for so many steps, says how many images a second that is, and writes nothing.
+`--width 64 --heads 1 --depth 6` is a study that takes hours in place of days.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from arms import interval
+from numpy.typing import NDArray
+from torch import Tensor
+
+import compress
+from nas.cascade.bench import WARM_UP, prepacked, until_each
+from nas.cascade.costs import until_macs
+from nas.cascade.running import every_exit
+from nas.cascade.training import exit_losses, load_cascade, train_cascade
+from nas.cost import params
+from nas.data import Data, Split
+from nas.data.contours import CLASSES, SIZES, ContoursData
+from nas.data.contours import load as load_contours
+from nas.files import atomic_path, read_json, write_json
+from nas.progress import say
+from nas.runs import Run
+from nas.target import Target, fingerprint
+from nas.train.loop import Recipe
+from nas.train.retrain import fresh_network
+from search_spaces import Arch
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.cascade import CascadeNetwork
+
+NONE = "none"
+SETTINGS = {NONE: (False, False), "features": (True, False), "relations": (False, True), "both": (True, True)}
+"""Whether features and relations are reused."""
+
+Hits = NDArray[np.bool_]  # (images, exits): whether each exit's best class is the label
+
+
+def vit(patch: int, given: argparse.Namespace) -> Arch:
+    """A plain ViT in the form of DeiT (arXiv 2012.12877)."""
+    width = given.width // given.heads
+    block = MB3D(given.heads, width, width, 4, residual="plain", bias=False, eps=1e-6)
+    blocks = [block] * given.depth
+    body = (Patch(given.width, patch), ClassToken(), Position(), *blocks)
+    return Arch(given.image_size, 3, (*body, Head(CLASSES, pool="token", eps=1e-6)))
+
+
+def fresh(setting: str, seed: int, given: argparse.Namespace) -> CascadeNetwork:
+    """The cascade that training starts from: as a function, the same in all settings."""
+    features, relations = SETTINGS[setting]
+    networks = [fresh_network(vit(patch, given), seed) for patch in given.patches]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # what is added is drawn
+        return compress.cascade(networks, features, relations)
+
+
+def data_of(given: argparse.Namespace) -> ContoursData:
+    """Images of the cascade's size, with so many to train on."""
+    sizes: dict[Split, int] = {**SIZES, "train": given.images}
+    return replace(load_contours(given.image_size, 0), sizes=sizes)
+
+
+def recipe_of(seed: int, given: argparse.Namespace) -> Recipe:
+    return Recipe(epochs=given.epochs, batch_size=given.batch_size, lr=given.lr, seed=seed)
+
+
+def trained(setting: str, seed: int, data: Data, given: argparse.Namespace) -> None:
+    """Train one cascade, or go on, and keep whether each exit is right about each test image."""
+    folder = given.work / f"{setting}-{seed}"
+    network = fresh(setting, seed, given)
+    start = dict(network.state_dict())
+    summary = train_cascade(
+        network.arch, data, recipe_of(seed, given), folder, start=start, resume=True, bf16=given.bf16
+    )
+    path = folder / "test.npz"
+    if not path.exists():
+        _, hits = every_exit(load_cascade(folder)[0], data, "test", given.limit)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits)
+    say(f"{folder.name}: search-validation {summary['val_acc']}")
+
+
+def complete(given: argparse.Namespace) -> dict[tuple[str, int], Hits]:
+    """What is there of each setting and seed."""
+    found: dict[tuple[str, int], Hits] = {}
+    for setting in SETTINGS:
+        for seed in given.seeds:
+            path = given.work / f"{setting}-{seed}" / "test.npz"
+            if path.exists():
+                with np.load(path) as archive:
+                    found[setting, seed] = archive["hits"]
+    return found
+
+
+def accuracies(hits: Mapping[tuple[str, int], Hits]) -> dict[str, Any]:
+    """Of each setting the mean over its seeds, and how far it is ahead of no reuse on the seeds that both have."""
+    means: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for setting in SETTINGS:
+        seeds = [seed for own, seed in hits if own == setting]
+        if seeds:
+            means[setting] = {"seeds": seeds, "test_acc": _mean(hits, setting, seeds).mean(0).tolist()}
+        both = [seed for seed in seeds if (NONE, seed) in hits]
+        if both and setting != NONE:
+            ahead = _mean(hits, setting, both) - _mean(hits, NONE, both)
+            exits = [{"mean": float(own.mean()), "interval95": interval(own)} for own in ahead.T]
+            differences[f"{setting} less {NONE}"] = {"seeds": both, "exits": exits}
+    return {"means": means, "differences": differences}
+
+
+def _mean(hits: Mapping[tuple[str, int], Hits], setting: str, seeds: list[int]) -> NDArray[np.float64]:
+    """(images, exits) share of the seeds that are right."""
+    found: NDArray[np.float64] = np.stack([hits[setting, seed] for seed in seeds]).mean(0)
+    return found
+
+
+def timed(given: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of one batch until each exit, of all settings in turn: median, p10, p90, and of the ratio to no reuse in the same round."""
+    torch.set_num_threads(given.threads)
+    networks = {setting: prepacked(fresh(setting, 0, given).eval()) for setting in SETTINGS}
+    rng, generator = np.random.default_rng(given.seed), torch.Generator().manual_seed(given.seed)
+    batches: dict[str, Any] = {}
+    for batch in given.batches:
+        times: dict[str, list[list[float]]] = {setting: [] for setting in networks}
+        for number in range(given.rounds + WARM_UP):
+            images = torch.randn(batch, 3, given.image_size, given.image_size, generator=generator)
+            for setting in rng.permutation(list(networks)):
+                found = until_each(networks[setting], images)
+                if number >= WARM_UP:
+                    times[setting].append(found)
+        ms = {setting: np.array(own) for setting, own in times.items()}
+        batches[str(batch)] = {
+            setting: {"ms": _spread(own), "ratio": _spread(own / ms[NONE])} for setting, own in ms.items()
+        }
+        say(f"batch {batch}: {batches[str(batch)]}")
+    machine = fingerprint(Target("cpu", "eager", "fp32", 1, given.threads))
+    return {"threads": given.threads, "rounds": given.rounds, "machine": machine, "batches": batches}
+
+
+def _spread(values: NDArray[np.float64]) -> list[list[float]]:
+    """Of (rounds, exits), median, p10 and p90 of each exit."""
+    found: list[list[float]] = np.quantile(values, (0.5, 0.1, 0.9), axis=0).T.tolist()
+    return found
+
+
+def speed(given: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of training with all that is reused, and the losses of its steps, in float32 and with bfloat16."""
+    loader = data_of(given).loader("train", given.batch_size, seed=0, augment=True, limit=given.batch_size)
+    images, labels = next(iter(loader))
+    found: dict[str, Any] = {"images": given.batch_size, "threads": given.threads}
+    for name, bf16 in (("fp32", False), ("bf16", True)):
+        network = fresh("both", 0, given).train()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=given.lr / 10, fused=True)
+        losses, seconds = list[float](), list[float]()
+        for _ in range(given.speed):
+            started = time.perf_counter()
+            loss: Tensor = exit_losses(network, images, labels, recipe_of(0, given).smoothing, bf16=bf16)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            seconds.append(time.perf_counter() - started)
+        found[name] = {"images_per_second": given.batch_size / float(np.median(seconds[1:])), "losses": losses}
+    return found
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--image-size", type=int, default=56)
+    parser.add_argument("--patches", type=int, nargs=2, default=[8, 4], help="pixels of each side, coarse and fine")
+    parser.add_argument("--images", type=int, default=SIZES["train"], help="to train on")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train with bfloat16")
+    parser.add_argument("--limit", type=int, help="test images; all without it")
+    parser.add_argument("--parts", nargs="+", choices=["train", "times"], default=["train", "times"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at a time that are timed")
+    parser.add_argument("--rounds", type=int, default=25, help="of timing")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
+    parser.add_argument("--speed", type=int, metavar="STEPS", help="only say how fast training is; 2 or more")
+    parser.add_argument("--work", type=Path, help="folder of what is done; by default beside --out")
+    parser.add_argument("--out", type=Path, default=Path("results/cascade_contours.json"))
+    given = parser.parse_args()
+    given.work = given.work or given.out.with_suffix("")
+    return given
+
+
+DECIDING = "width heads depth image_size patches images epochs batch_size lr bf16 limit"  # what units must agree on
+
+
+def flags(shape: Mapping[str, Any]) -> str:
+    """The options that give a study."""
+    found = []
+    for name, value in shape.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            found.append(f"--{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return " ".join(found)
+
+
+def main() -> None:
+    given = options()
+    torch.set_num_threads(given.threads)
+    if given.speed is not None:
+        print(json.dumps(speed(given)))
+        return
+    shape = {name: getattr(given, name) for name in DECIDING.split()}
+    Run.start(given.work, "cascade_contours", shape, resume=True)  # refuses the folder of another study
+    times = given.work / "times.json"
+    if "times" in given.parts and not times.exists():
+        write_json(times, timed(given))
+    if "train" in given.parts:
+        data = data_of(given)
+        for seed in given.seeds:
+            for setting in given.settings:
+                trained(setting, seed, data, given)
+    hits = complete(given)
+    archs = {setting: fresh(setting, 0, given).arch for setting in SETTINGS}
+    result = {
+        "command": f"python benchmarks/cascade_contours.py {flags(shape)}",
+        **shape,
+        "tokens": [(given.image_size // patch) ** 2 for patch in given.patches],
+        "test_images": len(next(iter(hits.values()))) if hits else 0,
+        "macs": {setting: until_macs(arch).tolist() for setting, arch in archs.items()},
+        "params": {setting: params(arch) for setting, arch in archs.items()},
+        "units": [
+            {"setting": setting, "seed": seed, "test_acc": own.mean(0).tolist()}
+            for (setting, seed), own in hits.items()
+        ],
+        **accuracies(hits),
+        "times": read_json(times) if times.exists() else None,
+    }
+    write_json(given.out, result)
+    print(json.dumps(result["means"] | result["differences"]))
+
+
+if __name__ == "__main__":
+    main()
