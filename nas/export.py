@@ -1,11 +1,11 @@
-"""The deliverable: an ONNX file, checked in ONNX Runtime against the network it came from."""
+"""The deliverable: an ONNX file, and the check of a file of any format against the network it came from."""
 
 import contextlib
 import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from nas.files import atomic_write
 from nas.runtimes import RUNTIMES
+from nas.runtimes.openvino import SUFFIX as OPENVINO
+from nas.runtimes.openvino import weights_of
 from nas.target import Target
 from search_spaces.arch import Network
 from search_spaces.blocks.token_prune import TokenPruneModule
@@ -32,7 +34,7 @@ AGREEMENT, MAX_DIFF = (
 CLEAR = 1e-4  # of the mean score: a patch this near to what decides whether it stays is dropped or not by rounding
 ALIKE = 1e-5  # between cosines: of patches this near to each other, rounding decides which are merged
 
-__all__ = ["Checked", "check_onnx", "check_reads_onnx", "export_onnx", "write_onnx"]
+__all__ = ["Checked", "check_file", "export_onnx", "write_onnx"]
 
 
 @dataclass(frozen=True)
@@ -100,31 +102,17 @@ def write_onnx(
     return path
 
 
-def check_reads_onnx(target: Target) -> None:
-    """Refuse a target that the exported file cannot be checked and timed on.
-
-    Raises:
-        InputError: its runtime reads other files, or its numbers are others than the file's.
-    """
-    if SUFFIX not in RUNTIMES[target.runtime].files:
-        able = " or ".join(name for name, runtime in RUNTIMES.items() if SUFFIX in runtime.files)
-        raise InputError(
-            f"exported ONNX files are timed by targets of {able}, not of {target.runtime}; pass --target cpu-ort-fp32-b1-t1"
-        )
-    if target.dtype == "int8":
-        able = replace(target, dtype="fp32").name
-        raise InputError(f"exported ONNX files compute in float, and {target.name} times int8; pass --target {able}")
-
-
 @torch.no_grad()
-def check_onnx(path: Path, network: Network, images: Tensor, target: Target) -> Checked:
-    """Run the file and the network on `images` (N, C, H, W).
+def check_file(path: Path, network: Network, images: Tensor, target: Target) -> Checked:
+    """Run the file, on a target that reads it, and the network on `images` (N, C, H, W).
+
+    A file in int8 gives other scores by rounding: how far they are off is told, and not judged.
 
     In networks that drop tokens, rounding decides on patches whose scores lie next to what they are compared with. On images
     with such patches the best class alone is compared, unless all images have some.
 
     Raises:
-        InputError: file and network disagree; the file is removed then.
+        InputError: file and network disagree, or the file gives scores that are not finite; it is removed then.
     """
     count = len(images)
     session = RUNTIMES[target.runtime].from_file(path, target)
@@ -135,8 +123,10 @@ def check_onnx(path: Path, network: Network, images: Tensor, target: Target) -> 
     agreement = float((wanted.argmax(1) == found.argmax(1)).mean())
     clear = _clear(network, trace, len(images))
     differing = float(np.abs(wanted - found)[clear if clear.any() else ...].max())
-    if agreement < AGREEMENT or differing > MAX_DIFF * max(1.0, float(np.abs(wanted).max())):
-        path.unlink()
+    within = agreement >= AGREEMENT and differing <= MAX_DIFF * max(1.0, float(np.abs(wanted).max()))
+    if not (within if target.dtype != "int8" else np.isfinite(differing)):
+        for own in (path, weights_of(path)) if path.suffix == OPENVINO else (path,):
+            own.unlink()
         raise InputError(
             f"{path.name} gives other scores than the network in {target.name} (largest difference {differing:.2g}, same best "
             f"class on {agreement:.2%} of {count} images) and was removed; report this network"

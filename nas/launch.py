@@ -14,12 +14,14 @@ from torch import Tensor
 from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
-from nas.export import check_onnx, check_reads_onnx, export_onnx
+from nas.export import check_file
+from nas.formats import file_target, is_exported, open_exported, range_images, write_exported
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named
 from nas.peak_memory import peak_mb, weights_mb
 from nas.processes import leads
-from nas.runtimes import RUNTIMES
+from nas.progress import say
+from nas.runtimes.quantise import calibration_images
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.places import Place, Times, budgets_each
 from nas.search.score import Scorer
@@ -40,9 +42,9 @@ from search_spaces.prepack import prepack
 
 __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supernet"]
 
-FORMATS = ("onnx",)
 RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
 TIMED_IMAGES = 64  # that a file whose time depends on the image is timed on, one by one
+LOW_AGREEMENT = 0.95  # share of images with the same best class, below which a file in int8 is said to differ
 
 
 def search_supernet(
@@ -246,12 +248,10 @@ def evaluate_network(
     """
     chosen = split_named(split)
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    if Path(name).suffix == ".onnx":
+    if is_exported(name):
         if weights is not None:
             raise InputError(f"{name} holds its weights; leave out --weights")
-        from nas.runtimes.onnxruntime import batch_of
-
-        session = RUNTIMES["ort"].from_file(Path(name), Target("cpu", "ort", "fp32", batch_of(Path(name)), threads=1))
+        session = open_exported(Path(name))
         classes, image_size, run = session.classes, session.image_size, session.run
     else:
         named = network_named(name, budget_ms, weights)
@@ -285,11 +285,12 @@ def _eager(network: Network) -> Callable[[NDArray[np.float32]], NDArray[np.float
 def export_network(
     name: str,
     form: str,
-    target: str,
+    target: str | None,
     table: Path | None,
     out: Path,
     seed: int,
     *,
+    int8: bool = False,
     weights: Path | None = None,
     dataset: str | None = None,
     budget_ms: float | None = None,
@@ -298,28 +299,27 @@ def export_network(
 ) -> dict[str, Any]:
     """`nas export`: the file's path, how it agrees with the network on images of `dataset` or random ones, its time and memory.
 
+    Without a target it is the table's, or one thread of the first runtime that reads the format. In `int8`, training images of `dataset`,
+    or of what the network's run was trained on, tell the ranges of activations, and random ones those of a network with random weights.
     With `static` it is that of the network that keeps of every image as many patches as stay on average. For a network with
     thresholds, a table and `dataset`, `images_ms` holds the mean and the p95 over images, predicted and measured.
 
     Raises:
-        InputError: no such network, format or target, a table of another target or machine, or a file that gives other
-            scores than the network; then there is no file.
+        InputError: no such network, format or target, one that does not go with the others, a package that is missing, a table of another
+            target or machine, no images to tell ranges by, or a file that gives other scores than the network; then there is no file.
     """
-    if form not in FORMATS:
-        raise InputError(f"no format called {form!r}; known: {', '.join(FORMATS)}")
-    wanted = Target.parse(target)
-    check_reads_onnx(wanted)
-    prices = None if table is None else LatencyTable.load(table_path(table))
-    if prices is not None:
-        prices.check_machine(foreign)
-        if prices.target != wanted:
-            raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
+    wanted, prices = _file_prices(form, int8, target, table, foreign)
     named = network_named(name, budget_ms, weights)
     named = named.static() if static else named
+    if int8 and dataset is None:
+        dataset = _own_data(name, named)
     network = named.with_weights(seed)
-    images = _check_images(named.arch, dataset, wanted.batch)
-    path = export_onnx(network, named.arch.example(wanted.batch), out / f"{named.arch.id}.onnx")
-    checked = check_onnx(path, network, images, wanted)
+    ranges = _ranges(named, dataset, wanted.batch, seed) if int8 else None
+    images = _check_images(named, dataset, wanted.batch)
+    path = write_exported(network, form, wanted, out, ranges)
+    checked = check_file(path, network, images, wanted)
+    if int8 and checked.top1_agreement < LOW_AGREEMENT:
+        say(f"in int8, the best class is another one on {1 - checked.top1_agreement:.1%} of {checked.images} images")
     if prices is None:
         taken = time_networks([path], wanted, reference=named.arch, seed=seed)[0].ms
     else:
@@ -338,9 +338,45 @@ def export_network(
     return found
 
 
-def _check_images(arch: Arch, dataset: str | None, batch: int) -> Tensor:
-    """Images (N, C, H, W) on which an exported file is compared with its network, whole batches of them."""
+def _file_prices(
+    form: str, int8: bool, target: str | None, table: Path | None, foreign: bool
+) -> tuple[Target, LatencyTable | None]:
+    """The target that a file is timed on, see `file_target`, and the table that predicts its time, whose target it is unless one is named."""
+    if table is None:
+        return file_target(form, int8, target), None
+    prices = LatencyTable.load(table_path(table))
+    wanted = file_target(form, int8, target or prices.target.name)
+    prices.check_machine(foreign)
+    if prices.target != wanted:
+        raise InputError(f"{prices.path.name} is for {prices.target.name}; pass --target {prices.target.name}")
+    return wanted, prices
+
+
+def _own_data(name: str, named: Named) -> str | None:
+    """The data set that the network was trained on, whose images tell ranges for int8; None for random weights, for which random images do."""
+    own = named.trained_on
+    if own is None and named.network is not None:
+        raise InputError(
+            f"--int8 rounds to ranges that are told by images such as {name} was trained on; name them with --data"
+        )
+    return own
+
+
+def _ranges(named: Named, dataset: str | None, batch: int, seed: int) -> Tensor:
+    """Images (N, C, H, W), whole batches of them, that tell the ranges of activations in int8."""
+    arch = named.arch
+    if dataset is None:
+        say("ranges of int8 are those of random images, as the weights are random")
+        shape = (batch, arch.channels, arch.image_size, arch.image_size)
+        return torch.from_numpy(np.concatenate([*calibration_images(shape)]))
+    data = load_data(dataset, image_size=arch.image_size, labels=False)
+    return named.seen(range_images(data, batch, seed), data)
+
+
+def _check_images(named: Named, dataset: str | None, batch: int) -> Tensor:
+    """Images (N, C, H, W) on which an exported file is compared with its network; random ones are whole batches."""
+    arch = named.arch
     if dataset is None:
         return torch.cat([arch.example(batch, seed=index) for index in range(-(-RANDOM_IMAGES // batch))])
     data = load_data(dataset, image_size=arch.image_size, labels=False)
-    return torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)])
+    return named.seen(torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)]), data)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress import from_module, seeing
@@ -39,6 +40,25 @@ class Named:
         None  # of the images it was trained on, where they are not a data set's of ours
     )
     supernet: Path | None = None  # the run whose shared weights it may start from
+    data: str | None = None  # the data set that its own weights were trained on, where that is known
+
+    @property
+    def trained_on(self) -> str | None:
+        """The data set that its weights, or its supernet's, were trained on; None where that is not known."""
+        if self.supernet is None:
+            return self.data
+        name: str = Run.open(self.supernet).config["data"]
+        return name
+
+    def seen(self, images: Tensor, data: Data) -> Tensor:
+        """Images (N, C, H, W) that are normalised as `data` does, normalised as those that the network was trained on."""
+        if self.normalisation is None:
+            return images
+        (own_mean, own_std), (mean, std) = (
+            [torch.tensor(values).view(-1, 1, 1) for values in pair]
+            for pair in (self.normalisation, (data.mean, data.std))
+        )
+        return (images * std + mean - own_mean) / own_std
 
     def at(self, image_size: int) -> "Named":
         """The same network for images of another size, what belongs to a grid interpolated.
@@ -143,7 +163,7 @@ def _named(name: str, budget_ms: float | None, weights: Path | None) -> Named:
         return Named(zoo.arch(name))
     if name in NAMES:
         network = shipped_network(name)
-        return Named(network.arch, network)
+        return Named(network.arch, network, data=NAMES[name])
     if name.startswith((TIMM, HF)):
         return _foreign(name)
     path = Path(name)
@@ -162,7 +182,7 @@ def _named(name: str, budget_ms: float | None, weights: Path | None) -> Named:
     if run.config["kind"] == "cascade":
         raise InputError(f"{path} is the run of a cascade, which has several exits; nas cascade run and export take it")
     found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
-    return Named(arch, found)
+    return Named(arch, found, data=run.config.get("data"))
 
 
 def _from_file(path: Path, name: str | None = None) -> Named:

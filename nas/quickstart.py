@@ -11,7 +11,7 @@ import torch
 from nas import data as datasets
 from nas.errors import BudgetError
 from nas.evaluate import accuracy
-from nas.export import Checked, check_onnx, export_onnx
+from nas.export import Checked, check_file, export_onnx
 from nas.latency import LatencyTable
 from nas.measure import measure_table
 from nas.peak_memory import peak_mb, weights_mb
@@ -170,7 +170,7 @@ class Quickstart:
             export_onnx(network, arch.example(self.target.batch), path)
         own = self.data.at(arch.image_size)
         images = torch.cat([batch for batch, _ in own.loader("val", 250, limit=CHECK_IMAGES)])
-        return check_onnx(path, network, images, self.target)
+        return check_file(path, network, images, self.target)
 
     def _verified(self, search: Search, table: LatencyTable) -> list[Winner]:
         """Winners whose exported files, retrained and all timed together, hold their budgets.

@@ -10,6 +10,8 @@ from nas.cli.options import BudgetMs, Foreign, Json, Out, Seed, Weights, show
 __all__ = ["export"]
 
 STATIC = "Keep the same number of patches of every image, the mean of what thresholds keep: such a file takes batches."
+INT8 = "Weights and activations in int8, their ranges told by training images of --data, or of what the run was trained on."
+CHECKED_ON = "What the file is checked and timed on, such as cpu-ort-fp32-b1-t1."
 
 
 def export(
@@ -20,10 +22,11 @@ def export(
         ),
     ],
     weights: Weights = None,
-    format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    target: Annotated[
-        str, typer.Option("--target", help="What the file is checked and timed on.")
-    ] = "cpu-ort-fp32-b1-t1",
+    format: Annotated[
+        str, typer.Option("--format", help="onnx, openvino (.xml and .bin) or pt2 (torch.export).")
+    ] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help=INT8)] = False,
+    target: Annotated[str | None, typer.Option("--target", help=CHECKED_ON, show_default="as the format")] = None,
     table: Annotated[Path | None, typer.Option("--table", help="Latency table that predicts its time.")] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Compare file and network on its search-validation images.")
@@ -45,6 +48,7 @@ def export(
         table,
         out,
         seed,
+        int8=int8,
         weights=weights,
         dataset=data,
         budget_ms=budget_ms,

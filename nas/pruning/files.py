@@ -12,13 +12,11 @@ from torch import Tensor
 
 from compress.dense import network_of
 from nas.elsewhere import time_elsewhere
-from nas.evaluate import calibration_batches
-from nas.export import SUFFIX, Checked, check_onnx, export_onnx
-from nas.files import atomic_write
+from nas.export import SUFFIX, Checked, check_file, export_onnx
+from nas.formats import range_images, write_int8
 from nas.latency import LatencyTable
 from nas.pruning.job import Job
 from nas.runtimes import RUNTIMES
-from nas.runtimes.quantise import quantise
 from nas.target import Target
 from nas.thresholded import ROUNDS as IMAGE_ROUNDS
 from nas.timing import ROUNDS, Timing, settled
@@ -27,7 +25,7 @@ from search_spaces.arch import Arch, Network
 __all__ = ["Delivered", "Files", "quantised", "retimed"]
 
 ONNX, INT8, DENSE = "model.onnx", "model.int8.onnx", "dense.onnx"
-CHECKED, CALIBRATING = 1000, 64  # search-validation images to compare on; training images that tell ranges for int8
+CHECKED = 1000  # search-validation images to compare on
 TIMED = 32  # search-validation images that a file whose time depends on the image is timed on
 
 
@@ -100,16 +98,13 @@ class Files:
         export_onnx(network, arch.example(batch), path)
         data = self.job.data.at(arch.image_size)
         images = torch.cat([images for images, _ in data.loader("val", 250, limit=CHECKED)])
-        return check_onnx(path, network, images, Target("cpu", "ort", "fp32", batch, threads=1))
+        return check_file(path, network, images, Target("cpu", "ort", "fp32", batch, threads=1))
 
 
 def quantised(job: Job, arch: Arch, source: Path, path: Path) -> Path:
     """The ONNX file `source` of a network `arch` in int8, its ranges told by training images; written to `path`."""
-    data, batch = job.data.at(arch.image_size), job.table.target.batch
-    images = torch.cat([images for images, _ in calibration_batches(data, job.seed, max(CALIBRATING, batch))])
-    whole = images[: max(CALIBRATING // batch, 1) * batch]
-    atomic_write(path, quantise(source.read_bytes(), (part.numpy() for part in torch.split(whole, batch))))
-    return path
+    batch = job.table.target.batch
+    return write_int8(source, path, range_images(job.data.at(arch.image_size), batch, job.seed), batch)
 
 
 def retimed(

@@ -112,9 +112,11 @@ FLOATS, WEIGHTS = ("fp32", "bf16"), (".safetensors",)  # of the runtimes of torc
 RUNTIMES: dict[str, Runtime] = {
     "ort": Runtime("nas.runtimes.onnxruntime", "onnxruntime", None, {"cpu": ("fp32", "int8")}, (".onnx",)),
     "openvino": Runtime(
-        "nas.runtimes.openvino", "openvino", "openvino", {"cpu": ("fp32", "int8")}, (".onnx",), thresholds=False
+        "nas.runtimes.openvino", "openvino", "openvino", {"cpu": ("fp32", "int8")}, (".onnx", ".xml"), thresholds=False
     ),
-    "eager": Runtime("nas.runtimes.eager", "torch", None, {"cpu": FLOATS, "cuda": FLOATS}, WEIGHTS, processes=()),
+    "eager": Runtime(
+        "nas.runtimes.eager", "torch", None, {"cpu": FLOATS, "cuda": FLOATS}, (*WEIGHTS, ".pt2"), processes=()
+    ),
     "compiled": Runtime(
         "nas.runtimes.compiled", "torch", None, {"cpu": ("fp32",), "cuda": FLOATS}, WEIGHTS, thresholds=False
     ),

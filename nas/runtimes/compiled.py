@@ -87,7 +87,7 @@ class CompiledSession(Session):
             InputError: this machine cannot measure the target.
         """
         super().__init__(network, target)
-        self._compiled: Forward = torch.compile(_own_function(self._network), fullgraph=True, dynamic=False)
+        self._compiled: Forward = torch.compile(_own_function(network), fullgraph=True, dynamic=False)
         with conditions(target):
             self._compiled(self._placed(self._images))
 

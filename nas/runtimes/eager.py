@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nas.runtimes.program import SUFFIX, read_program
 from nas.runtimes.torch_session import Session, file_network, lacks_cuda, prepared_network, save, timed_network
 from nas.target import Target
 from search_spaces.arch import Arch
@@ -20,8 +21,8 @@ def from_arch(arch: Arch, target: Target) -> Session:
 
 
 def from_file(path: Path, target: Target) -> Session:
-    """A session of a file of weights; see `file_network`."""
-    return Session(file_network(path, target), target)
+    """A session of a file of weights, see `file_network`, or of a program of torch.export, see `read_program`."""
+    return Session(read_program(path, target) if path.suffix == SUFFIX else file_network(path, target), target)
 
 
 def prepare(arch: Arch, target: Target, path: Path) -> None:

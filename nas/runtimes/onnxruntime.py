@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nas.runtimes.batches import check_input, in_batches
-from nas.runtimes.quantise import calibration_images, check_quantised, quantise
+from nas.runtimes.quantise import calibration_images, check_quantised, is_quantised, quantise
 from nas.runtimes.random_networks import fixed_images, random_network
 from nas.scratch import scratch_dir
 from nas.target import Target
@@ -118,7 +118,7 @@ def from_file(path: Path, target: Target) -> "Session":
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
     session = Session(path, target)
-    check_quantised(read_file(path), str(path), target)
+    check_quantised(is_quantised(read_file(path)), str(path), target)
     return session
 
 

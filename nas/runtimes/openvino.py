@@ -11,17 +11,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.files import atomic_path
 from nas.runtimes.batches import check_input, in_batches
 from nas.runtimes.onnxruntime import random_graph, read_file
-from nas.runtimes.quantise import check_quantised
+from nas.runtimes.quantise import check_quantised, is_quantised
 from nas.runtimes.random_networks import fixed_images
 from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
-__all__ = ["Session", "from_arch", "from_file", "from_prepared", "lacks", "prepare"]
+__all__ = [
+    "SUFFIX",
+    "Session",
+    "from_arch",
+    "from_file",
+    "from_prepared",
+    "graph_batch",
+    "lacks",
+    "prepare",
+    "weights_of",
+    "write_graph",
+]
 
+SUFFIX = ".xml"  # of OpenVINO's own files; the weights lie beside them
+
+QUANTISES = "FakeQuantize"  # the operator by which OpenVINO rounds activations
 STAYS = (
     4_000_000  # bytes of a compiled network that stays in memory when it is closed: to load one takes 0.1 s and more
 )
@@ -56,14 +71,60 @@ def from_prepared(path: Path, target: Target, arch: Arch) -> "Session":
 
 
 def from_file(path: Path, target: Target) -> "Session":
-    """A session of an ONNX file, which is run as it is: one for an int8 target is quantised already.
+    """A session of an ONNX file, or of one in OpenVINO's own form, which is run as it is: one for an int8 target is quantised already.
 
     Raises:
         InputError: the file is missing, not a network that OpenVINO loads, or has another batch size; or it computes in
             float, and the target in int8.
     """
-    check_quantised(read_file(path), str(path), target)  # what is not ONNX, OpenVINO would try as other formats, aloud
+    if path.suffix == SUFFIX:
+        quantised = any(node.get_type_name() == QUANTISES for node in _read(path, str(path)).get_ops())
+    else:
+        quantised = is_quantised(read_file(path))  # what is not ONNX, OpenVINO would try as other formats, aloud
+    check_quantised(quantised, str(path), target)
     return Session(_compile(path, target, str(path)), target, str(path))
+
+
+def write_graph(graph: bytes, path: Path) -> Path:
+    """Write an ONNX graph in OpenVINO's own form: `path`, and beside it the weights, as they are in the graph.
+
+    At no moment does a file lie beside weights that are not its own.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    import openvino
+
+    with atomic_path(path) as temporary:
+        weights = weights_of(temporary)
+        try:
+            openvino.save_model(_read(graph, path.name), temporary, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise InputError(
+                f"OpenVINO cannot write {path} ({_reason(error)}); free the space or choose another --out"
+            ) from error
+        else:
+            path.unlink(missing_ok=True)
+            weights.replace(weights_of(path))
+        finally:
+            weights.unlink(missing_ok=True)
+    return path
+
+
+def weights_of(path: Path) -> Path:
+    """Where the weights of a file in OpenVINO's own form lie."""
+    return path.with_suffix(".bin")
+
+
+def graph_batch(path: Path) -> int:
+    """The batch size that a file in OpenVINO's own form takes; 1 where it takes any.
+
+    Raises:
+        InputError: the file is missing, or OpenVINO refuses it.
+    """
+    inputs = _read(path, str(path)).inputs
+    batch = _side(inputs[0].partial_shape[0]) if inputs and len(inputs[0].partial_shape) else 1
+    return batch if isinstance(batch, int) else 1
 
 
 def _compile(model: Path | bytes, target: Target, name: str) -> bytes:
@@ -74,20 +135,32 @@ def _compile(model: Path | bytes, target: Target, name: str) -> bytes:
     """
     import openvino
 
-    core = openvino.Core()
-    try:
-        graph = core.read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
-    except RuntimeError as error:
-        raise InputError(f"OpenVINO cannot load {name} ({_reason(error)}); export it again") from error
+    graph = _read(model, name)
     inputs = [(given.any_name, [_side(side) for side in given.partial_shape]) for given in graph.inputs]
     shape = check_input(name, inputs, target)
     try:
         graph.reshape(list(shape))
-        compiled = core.compile_model(graph, "CPU", _settings(target))
+        compiled = openvino.Core().compile_model(graph, "CPU", _settings(target))
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot compile {name} ({_reason(error)}); choose another target") from error
     written: bytes = compiled.export_model()
     return written.getvalue() if isinstance(written, io.BytesIO) else bytes(written)
+
+
+def _read(model: Path | bytes, name: str) -> Any:
+    """OpenVINO's form of a network in a file, or of an ONNX graph.
+
+    Raises:
+        InputError: the file is missing, or OpenVINO refuses it.
+    """
+    import openvino
+
+    if isinstance(model, Path) and not model.is_file():
+        raise InputError(f"{model} does not exist; check the path")
+    try:
+        return openvino.Core().read_model(str(model) if isinstance(model, Path) else io.BytesIO(model))
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot load {name} ({_reason(error)}); export it again") from error
 
 
 def _side(side: Any) -> int | str:

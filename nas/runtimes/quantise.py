@@ -14,7 +14,7 @@ from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.errors import InputError
 
-__all__ = ["calibration_images", "check_quantised", "quantise"]
+__all__ = ["calibration_images", "check_quantised", "is_quantised", "quantise"]
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # what has weights; softmax, norms and GELU stay in float, as is usual
 FLOAT_RESULTS = ("Gemm", "MatMul")  # to round these saves nothing, as float follows; a convolution in int8 gives int8
@@ -65,13 +65,18 @@ def quantise(graph: bytes, images: Iterable[NDArray[np.float32]]) -> bytes:
         return out.read_bytes()
 
 
-def check_quantised(model: Any, name: str, target: Target) -> None:
-    """Refuse an ONNX model in float on a target of int8, which would run it as it is.
+def is_quantised(model: Any) -> bool:
+    """Whether an ONNX model computes in int8, if only in parts."""
+    return any("QuantizeLinear" in node.op_type for node in model.graph.node)
+
+
+def check_quantised(quantised: bool, name: str, target: Target) -> None:
+    """Refuse a file in float on a target of int8, which would run it as it is.
 
     Raises:
-        InputError: the target's numbers are int8, and the model's are not.
+        InputError: the target's numbers are int8, and the file's are not.
     """
-    if target.dtype == "int8" and not any("QuantizeLinear" in node.op_type for node in model.graph.node):
+    if target.dtype == "int8" and not quantised:
         mend = "time its architecture there, or pass a target of fp32"
         raise InputError(f"{name} computes in float, and target {target.name} takes files in int8; {mend}")
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nas.runtimes.batches import in_batches
+from nas.runtimes.program import Program
 from nas.runtimes.random_networks import fixed_images, random_network
 from nas.scratch import scratch_dir
 from nas.target import Target
@@ -76,19 +77,19 @@ def prepared_network(path: Path, arch: Arch) -> Network:
     return network
 
 
-def save(network: Network, path: Path) -> None:
+def save(network: Network | Program, path: Path) -> None:
     """Write all of a network's tensors, index tables among them."""
     save_file(
         {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in _tensors(network)}, path
     )
 
 
-def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
+def _tensors(network: Network | Program) -> Iterator[tuple[str, Tensor]]:
     return chain(network.named_parameters(), network.named_buffers())
 
 
 @torch.inference_mode(False)  # compiled code is for ordinary tensors, which it tells from those of inference mode
-def _fill(network: Network, path: Path) -> None:
+def _fill(network: Network | Program, path: Path) -> None:
     """Put the tensors of a file into the network, each in fresh memory of its device; the network's are the same objects as before."""
     held = load_file(path)
     for name, tensor in _tensors(network):
@@ -128,7 +129,7 @@ class Session:
     and tensors stay the same objects, so what was compiled for them stays right.
     """
 
-    def __init__(self, network: Network, target: Target) -> None:
+    def __init__(self, network: Network | Program, target: Target) -> None:
         """Take the network, of the target's type, to itself.
 
         Raises:

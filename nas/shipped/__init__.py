@@ -9,7 +9,8 @@ from search_spaces.arch import Network
 __all__ = ["NAMES", "SHIPPED", "shipped_network"]
 
 SHIPPED = Path(str(files("nas.shipped")))
-NAMES = ("contours_vit", "digits_vit")  # of each, its architecture (JSON) and its weights (safetensors)
+NAMES = {"contours_vit": "contours", "digits_vit": "digits64"}
+"""Of each network, the data set it was trained on; there ship its architecture (JSON) and its weights (safetensors)."""
 
 
 def shipped_network(name: str) -> Network:

@@ -57,7 +57,16 @@ def test_help_of_each_command(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/cascade.md", "docs/imagenet.md", "docs/prune.md", "docs/pruning.md", "docs/zoo.md"]
+    "page",
+    [
+        "README.md",
+        "docs/cascade.md",
+        "docs/export.md",
+        "docs/imagenet.md",
+        "docs/prune.md",
+        "docs/pruning.md",
+        "docs/zoo.md",
+    ],
 )
 def test_commands_in_the_documents_have_their_flags(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()

@@ -7,7 +7,7 @@ import torch
 
 from compress import exit_loss
 from nas.cost import macs, macs_fvcore, macs_thop, params
-from nas.export import check_onnx, export_onnx
+from nas.export import check_file, export_onnx
 from nas.target import Target
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, zoo
@@ -76,6 +76,6 @@ def test_exported_file_agrees(name: str, tmp_path: Path) -> None:
     network = fresh_network(arch, 0).eval()
     path = export_onnx(network, arch.example(), tmp_path / "network.onnx")
     images = torch.cat([arch.example(seed=seed) for seed in range(8)])
-    checked = check_onnx(path, network, images, Target.parse("cpu-ort-fp32-b1-t1"))
+    checked = check_file(path, network, images, Target.parse("cpu-ort-fp32-b1-t1"))
     assert checked.max_abs_diff <= 1e-4
     assert checked.top1_agreement == 1

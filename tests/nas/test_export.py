@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from compress import calibrate, counts_of, thresholds_of
 from nas.cli.main import app
-from nas.export import _margin, check_onnx, export_onnx
+from nas.export import _margin, check_file, export_onnx
 from nas.networks import Named
 from nas.runtimes.onnxruntime import batch_of, from_file
 from nas.runtimes.onnxruntime import export_onnx as export_fast
@@ -54,12 +54,12 @@ def test_outputs_agree_and_another_network_does_not(tmp_path: Path) -> None:
     built = fresh_network(SMALL, 0)
     path = export_onnx(built, SMALL.example(2), tmp_path / "a.onnx")
     images = SMALL.example(9)  # one more than whole batches
-    checked = check_onnx(path, built, images, TARGET)
+    checked = check_file(path, built, images, TARGET)
     assert checked.images == 9
     assert checked.max_abs_diff <= 1e-5
     assert checked.top1_agreement == 1
     with pytest.raises(InputError, match="gives other scores than the network"):
-        check_onnx(path, fresh_network(SMALL, 1), images, TARGET)
+        check_file(path, fresh_network(SMALL, 1), images, TARGET)
     assert not path.exists()
 
 
@@ -167,9 +167,9 @@ def test_every_form_of_block_is_exported(arch: Arch, batch: int, tmp_path: Path)
     target = Target.parse(f"cpu-ort-fp32-b{batch}-t1")
     path = export_onnx(built, arch.example(batch), tmp_path / "a.onnx")
     images = arch.example(6)
-    assert check_onnx(path, built, images, target).max_abs_diff <= 1e-4
+    assert check_file(path, built, images, target).max_abs_diff <= 1e-4
     (tmp_path / "fast.onnx").write_bytes(export_fast(built, arch.example(batch)))
-    assert check_onnx(tmp_path / "fast.onnx", built, images, target).max_abs_diff <= 1e-4
+    assert check_file(tmp_path / "fast.onnx", built, images, target).max_abs_diff <= 1e-4
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_the_gelu_by_tanh_is_fused_too(tmp_path: Path) -> None:
     session = from_file(path, SINGLE)
     operators = [node.op_type for node in onnx.load(session._graph).graph.node]
     assert "FastGelu" in operators and "Tanh" not in operators
-    assert check_onnx(path, fresh_network(arch, 0).eval(), arch.example(4), SINGLE).max_abs_diff < 1e-5
+    assert check_file(path, fresh_network(arch, 0).eval(), arch.example(4), SINGLE).max_abs_diff < 1e-5
 
 
 SINGLE = Target.parse("cpu-ort-fp32-b1-t1")
@@ -231,7 +231,7 @@ def test_a_file_keeps_of_each_image_what_the_network_keeps(make: Callable[..., A
     built = pruned(arch, images)
     assert len({tuple(row) for row in counts_of(built, [(images, images)]).tolist()}) >= 8
     path = export_onnx(built, arch.example(), tmp_path / "a.onnx")
-    checked = check_onnx(path, built, images, SINGLE)
+    checked = check_file(path, built, images, SINGLE)
     assert checked.max_abs_diff <= 1e-5 and checked.top1_agreement == 1
     np.testing.assert_allclose(logits(path, images), logits(built, images), rtol=0, atol=1e-5)
 
@@ -245,7 +245,7 @@ def test_a_file_never_drops_the_last_patch(make: Callable[..., Arch], tmp_path: 
         for threshold in thresholds_of(built, arch):
             torch.nn.init.constant_(threshold, high)
         path = export_onnx(built, arch.example(), tmp_path / "a.onnx")
-        assert check_onnx(path, built, images, SINGLE).max_abs_diff <= 1e-5
+        assert check_file(path, built, images, SINGLE).max_abs_diff <= 1e-5
         assert counts_of(built, [(images, images)]).unique().tolist() == [1 if high > 0 else 64]
 
 
@@ -258,7 +258,7 @@ def test_a_file_of_many_images_keeps_fixed_numbers(tmp_path: Path) -> None:
     static = Named(arch, built).static()
     assert static.arch == vit((40, 20), False) and static.network is not None
     path = export_onnx(static.network, arch.example(2), tmp_path / "a.onnx")
-    assert check_onnx(path, static.network, arch.example(7), TARGET).max_abs_diff <= 1e-5
+    assert check_file(path, static.network, arch.example(7), TARGET).max_abs_diff <= 1e-5
 
 
 def test_the_command_exports_batches_of_the_mean_numbers(tmp_path: Path) -> None:
@@ -291,11 +291,11 @@ def test_images_that_rounding_decides_on_need_the_same_class_alone(tmp_path: Pat
         torch.nn.init.constant_(threshold, near + hair)
         assert counts_of(built, [(images, images)])[0, 0] < kept[0, 0]
         if passes:
-            assert check_onnx(path, built, images, SINGLE).max_abs_diff <= 1e-5
+            assert check_file(path, built, images, SINGLE).max_abs_diff <= 1e-5
             assert float(np.abs(logits(path, images) - logits(built, images))[0].max()) > 1e-4
         else:
             with pytest.raises(InputError, match="gives other scores than the network"):
-                check_onnx(path, built, images, SINGLE)
+                check_file(path, built, images, SINGLE)
 
 
 def test_rounding_decides_where_the_last_that_stays_is_as_good_as_the_next() -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from nas.cli.main import app
 from nas.cost import macs, params
-from nas.export import ALIKE, _merge_margin, check_onnx, export_onnx
+from nas.export import ALIKE, _merge_margin, check_file, export_onnx
 from nas.runtimes.onnxruntime import batch_of
 from nas.runtimes.onnxruntime import export_onnx as export_fast
 from nas.target import Target
@@ -29,7 +29,7 @@ def test_both_exporters_give_the_networks_logits(rest: str, end: str, batch: int
     (tmp_path / "fast.onnx").write_bytes(export_fast(built, arch.example(batch)))
     for file in (path, tmp_path / "fast.onnx"):
         assert batch_of(file) == batch
-        checked = check_onnx(file, built, images, target)
+        checked = check_file(file, built, images, target)
         assert checked.max_abs_diff <= 1e-5 and checked.top1_agreement == 1
 
 
@@ -38,7 +38,7 @@ def test_files_merge_equal_patches_as_the_network_does(tmp_path: Path) -> None:
     arch = reduced("merged", (48, 40), place=False)
     built = network(arch)
     path = export_onnx(built, arch.example(2), tmp_path / "a.onnx")
-    assert check_onnx(path, built, fours(0), Target.parse("cpu-ort-fp32-b2-t1")).max_abs_diff <= 2e-5
+    assert check_file(path, built, fours(0), Target.parse("cpu-ort-fp32-b2-t1")).max_abs_diff <= 2e-5
 
 
 def test_rounding_decides_between_patches_that_are_as_much_alike() -> None:
