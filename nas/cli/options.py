@@ -29,7 +29,7 @@ __all__ = [
     "whole_numbers",
 ]
 
-DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH or torchvision:NAME[@FOLDER]."
+DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME[@FOLDER] or hf:NAME."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it.")]

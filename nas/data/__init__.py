@@ -50,6 +50,12 @@ def _torchvision(argument: str, image_size: int | None, seed: int) -> Data:
     return published.load(argument, image_size, seed)
 
 
+def _huggingface(argument: str, image_size: int | None, seed: int) -> Data:
+    from nas.data import huggingface
+
+    return huggingface.load(argument, image_size, seed)
+
+
 Loader = Callable[[str, int | None, int], Data]
 
 DATASETS: dict[str, Loader] = {  # as the user names it, with what follows a colon
@@ -59,6 +65,7 @@ DATASETS: dict[str, Loader] = {  # as the user names it, with what follows a col
     "contours224": _contours224,
     "imagefolder:PATH": _imagefolder,
     "torchvision:NAME": _torchvision,
+    "hf:NAME": _huggingface,
 }
 
 

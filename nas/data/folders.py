@@ -10,7 +10,7 @@ from nas.data.base import SPLITS, Labels, Split
 from nas.progress import track
 from search_spaces.errors import InputError
 
-__all__ = ["Files", "split_folder"]
+__all__ = ["SHARE", "Files", "divided", "held_share", "mixed", "split_folder"]
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 HOLDOUT, HOLDOUT_LARGE, LARGE = 0.10, 0.05, 100_000  # part of train that is held out; of a train folder this large
@@ -59,8 +59,8 @@ def split_folder(root: Path, seed: int) -> tuple[tuple[str, ...], dict[Split, Fi
     else:
         classes, files = _scan(root)
         splits = _hold_out(files, _named(classes), [SHARE, SHARE], seed)
-    mixed = [_mixed(part, [seed, ORDER, place]) for place, part in enumerate(splits)]
-    return classes, dict(zip(SPLITS, mixed, strict=True))
+    ordered = [part.at(mixed(len(part.labels), place, seed)) for place, part in enumerate(splits)]
+    return classes, dict(zip(SPLITS, ordered, strict=True))
 
 
 def _flat(folder: Path) -> bool:
@@ -86,12 +86,17 @@ def _named(classes: tuple[str, ...]) -> dict[int, str]:
 
 def _held_out(train: Files, named: Mapping[int, str], seed: int) -> list[Files]:
     """The training images but for those of search-validation, and these."""
-    return _hold_out(train, named, [HOLDOUT if len(train.labels) < LARGE else HOLDOUT_LARGE], seed)
+    return _hold_out(train, named, [held_share(len(train.labels))], seed)
 
 
-def _mixed(files: Files, seed: list[int]) -> Files:
-    """The files in random order."""
-    return files.at(np.random.default_rng(seed).permutation(len(files.labels)))
+def held_share(images: int) -> float:
+    """Of so many training images, the share that is held out for search-validation."""
+    return HOLDOUT if images < LARGE else HOLDOUT_LARGE
+
+
+def mixed(count: int, place: int, seed: int) -> Labels:
+    """The random order (count,) of the images of a split, by its place among `SPLITS`."""
+    return np.random.default_rng([seed, ORDER, place]).permutation(count)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -138,15 +143,33 @@ def _some(names: list[str]) -> str:
 
 
 def _hold_out(files: Files, named: Mapping[int, str], shares: list[float], seed: int) -> list[Files]:
-    """The rest of the files, then a part for each share; of every label each part has its share and at least one."""
+    """The rest of the files, then a part for each share; see `divided`."""
+    found = {
+        label: f"{name} (as {files.paths[int(np.argmax(files.labels == label))]})" for label, name in named.items()
+    }
+    return [files.at(part) for part in divided(files.labels, found, shares, seed)]
+
+
+def divided(labels: Labels, named: Mapping[int, str], shares: list[float], seed: int) -> list[Labels]:
+    """Of images with these labels (N,), the indices of the rest and then of a part for each share, ascending; of every label each part has its share and at least one.
+
+    Args:
+        labels: of which some may have no images.
+        named: what messages call the images of each label.
+        shares: of the images of each label, for all parts but the first.
+        seed: chooses them.
+
+    Raises:
+        InputError: a label has images, but not one for each part.
+    """
     parts: list[list[Labels]] = [[] for _ in range(len(shares) + 1)]
     for place, (label, name) in enumerate(named.items()):
-        indices = np.flatnonzero(files.labels == label)
-        if len(indices) < len(parts):
+        indices = np.flatnonzero(labels == label)
+        if 0 < len(indices) < len(parts):
             least = f"{len(parts)} are needed to split it"
-            raise InputError(f"{name} (as {files.paths[indices[0]]}) has {len(indices)} images; {least}; add some")
+            raise InputError(f"{name} has {len(indices)} images; {least}; add some")
         indices = np.random.default_rng([seed, SPLIT, place]).permutation(indices)
         ends = np.cumsum([max(1, round(share * len(indices))) for share in shares])
         for part, chosen in zip([*parts[1:], parts[0]], np.split(indices, ends), strict=True):
             part.append(chosen)
-    return [files.at(np.sort(np.concatenate(part))) for part in parts]
+    return [np.sort(np.concatenate(part)) for part in parts]

@@ -43,7 +43,7 @@ PLAIN_CONTOURS = replace(
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("mnist", {}, "there are digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME"),
+        ("mnist", {}, "there are digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME, hf:NAME"),
         ("", {}, "digits64"),
         ("imagefolder", {}, "write imagefolder:PATH"),
         ("imagefolder:", {}, "write imagefolder:PATH"),
@@ -66,7 +66,7 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert DATASETS.keys() == {
         *("digits", "digits64", "contours", "contours224"),
-        *("imagefolder:PATH", "torchvision:NAME"),
+        *("imagefolder:PATH", "torchvision:NAME", "hf:NAME"),
     }
 
 

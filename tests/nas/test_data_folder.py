@@ -11,8 +11,9 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 
 from nas.data import SPLITS, Data, load
-from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, ImageFolderData, decoded
+from nas.data.imagefolder import ImageFolderData, decoded
 from nas.data.loading import at_indices, seeded_globals
+from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD
 from search_spaces.errors import InputError
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nas.cli import main
 from nas.data import load
-from nas.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
+from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD
 from nas.evaluate import best_classes
 from nas.launch import _check_images
 from nas.networks import network_named
