@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from nas import data as datasets
 from nas.data import Data
 from nas.evaluate import correct
-from nas.files import write_json
+from nas.files import atomic_path, write_json
 from nas.target import Target, fingerprint
 from nas.train.loop import Recipe
 from nas.train.retrain import load_network, retrain
 from search_spaces.arch import Arch, Network
 
-__all__ = ["Arm", "Hits", "compare", "interval", "parser"]
+__all__ = ["Arm", "Hits", "compare", "interval", "kept", "parser"]
 
 BOOTSTRAP = 10_000
 Hits = NDArray[np.bool_]  # (images,) of the test split: whether the best class is the label
@@ -47,6 +47,17 @@ def interval(difference: NDArray[np.float64], groups: NDArray[np.int64] | None =
         means.append(sums[drawn].sum() / sizes[drawn].sum())
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def kept(path: Path, make: Callable[[], Hits]) -> Hits:
+    """What `make` gives, or gave an earlier call: it is kept in a file."""
+    if not path.exists():
+        hits = make()
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, hits=hits)
+    with np.load(path) as archive:
+        found: Hits = archive["hits"]
+    return found
 
 
 def parser(about: str | None, out: str, epochs: int) -> argparse.ArgumentParser:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import Hits, interval
+from arms import Hits, interval, kept
 from prune_choice import DENSE, OURS, UNTRAINED, Pick, chosen, started
 from prune_ways import WAYS, Source, at_random
 from torch_pruned import library
 
 from nas.evaluate import correct
-from nas.files import atomic_path, write_json
+from nas.files import write_json
 from nas.progress import say
 from nas.pruning import PARTS, Healing
 from nas.pruning.job import job_of
@@ -60,13 +60,8 @@ def trained(pick: Pick, recipe: Recipe, teacher: Teacher, source: Source, given:
 
 def right(path: Path, network: Network, source: Source, given: argparse.Namespace) -> Hits:
     """(images,) whether each test image is right; kept in a file."""
-    if not path.exists():
-        hits = correct(network, source.job.data.at(network.arch.image_size), "test", given.limit)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, hits=hits)
-    with np.load(path) as archive:
-        found: Hits = archive["hits"]
-    return found
+    data = source.job.data.at(network.arch.image_size)
+    return kept(path, lambda: correct(network, data, "test", given.limit))
 
 
 def every(
