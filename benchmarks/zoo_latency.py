@@ -25,7 +25,7 @@ import numpy as np
 from zoo import PAPERS
 
 from nas.calibration import calibrate
-from nas.correction import settle
+from nas.correction import Moved, settle
 from nas.cost import macs, params
 from nas.effort import leverage
 from nas.elsewhere import time_elsewhere
@@ -147,7 +147,7 @@ def priced(arch: Arch, rows: Mapping[str, float], by: Calibration) -> Prediction
 
 
 def predicted(
-    networks: Sequence[Subject], rows: Mapping[str, float], measured: Mapping[str, float], moved: float
+    networks: Sequence[Subject], rows: Mapping[str, float], measured: Mapping[str, float], moved: Moved
 ) -> list[Prediction]:
     """Each network's milliseconds by its rows, calibrated on the networks of all other families."""
     found = []
@@ -200,7 +200,7 @@ def figures(
     return {
         "statistic": times.statistic,
         "noise_floor": apart.noise_floor,
-        "moved": apart.moved,
+        "moved": apart.moved.each,
         "disturbed": apart.disturbed,
         "probes": len(probes),
         "rows": len(rows),
