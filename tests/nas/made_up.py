@@ -35,5 +35,6 @@ def taking(ms: Callable[[Arch], float]) -> Iterator[None]:
         patch("nas.measure.time_elsewhere", visits),
         patch("nas.measure.time_sessions", visits),
         patch("nas.timing.time_sessions", visits),
+        patch("nas.validate.time_sessions", visits),
     ):
         yield

@@ -15,7 +15,7 @@ from nas.data import load
 from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD
 from nas.evaluate import best_classes
 from nas.launch import _check_images
-from nas.networks import network_named
+from nas.networks import Named, network_named
 from nas.pruning import Healing, prune_network
 from nas.pruning.job import job_of
 from nas.pruning.judge import harmed, val_accuracy
@@ -143,4 +143,4 @@ def test_other_commands_refuse_them_in_one_line(
 
 
 def test_an_exported_file_may_be_compared_on_them(flat: Path) -> None:
-    assert _check_images(ARCH, f"imagefolder:{flat}", 1).shape == (30, 3, 32, 32)
+    assert _check_images(Named(ARCH), f"imagefolder:{flat}", 1).shape == (30, 3, 32, 32)
