@@ -8,13 +8,14 @@ once a cascade is trained. A difference is the mean over seeds, its interval a p
 run, batch after batch of the same images, prepacked as `nas cascade bench` has them; weights are random then, which no time depends on.
 
 What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
-`--parts train` and `--parts times` do one of the two. `--speed 10` trains for so many steps, says how many images a second that is, and writes nothing.
+`--parts train` and `--parts times` do one of the two. Training computes in bfloat16 where autocast lets it (`ACCELERATE_MIXED_PRECISION`,
+which `--no-bf16` leaves as it is); weights, loss and what is read of the test split are in float32.
 `--width 64 --heads 1 --depth 6` is a study that takes hours in place of days.
 """
 
 import argparse
 import json
-import time
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import interval
+from arms import interval, kept, read_hits
 from numpy.typing import NDArray
-from torch import Tensor
 
 import compress
 from nas.cascade.bench import WARM_UP, prepacked, until_each
 from nas.cascade.costs import until_macs
 from nas.cascade.running import every_exit
-from nas.cascade.training import exit_losses, load_cascade, train_cascade
+from nas.cascade.training import load_cascade, train_cascade
 from nas.cost import params
 from nas.data import Data, Split
 from nas.data.contours import CLASSES, SIZES, ContoursData
 from nas.data.contours import load as load_contours
-from nas.files import atomic_path, read_json, write_json
+from nas.files import read_json, write_json
 from nas.progress import say
 from nas.runs import Run
 from nas.target import Target, fingerprint
@@ -44,11 +44,13 @@ from nas.train.retrain import fresh_network
 from search_spaces import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.cascade import CascadeNetwork
+from search_spaces.errors import InputError
 
 NONE = "none"
 SETTINGS = {NONE: (False, False), "features": (True, False), "relations": (False, True), "both": (True, True)}
 """Whether features and relations are reused."""
 
+HITS = "test.npz"  # of a unit, once its test images are read
 Hits = NDArray[np.bool_]  # (images, exits): whether each exit's best class is the label
 
 
@@ -85,14 +87,8 @@ def trained(setting: str, seed: int, data: Data, given: argparse.Namespace) -> N
     folder = given.work / f"{setting}-{seed}"
     network = fresh(setting, seed, given)
     start = dict(network.state_dict())
-    summary = train_cascade(
-        network.arch, data, recipe_of(seed, given), folder, start=start, resume=True, bf16=given.bf16
-    )
-    path = folder / "test.npz"
-    if not path.exists():
-        _, hits = every_exit(load_cascade(folder)[0], data, "test", given.limit)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, hits=hits)
+    summary = train_cascade(network.arch, data, recipe_of(seed, given), folder, start=start, resume=True)
+    kept(folder / HITS, lambda: every_exit(load_cascade(folder)[0], data, "test", given.limit)[1])
     say(f"{folder.name}: search-validation {summary['val_acc']}")
 
 
@@ -101,10 +97,9 @@ def complete(given: argparse.Namespace) -> dict[tuple[str, int], Hits]:
     found: dict[tuple[str, int], Hits] = {}
     for setting in SETTINGS:
         for seed in given.seeds:
-            path = given.work / f"{setting}-{seed}" / "test.npz"
+            path = given.work / f"{setting}-{seed}" / HITS
             if path.exists():
-                with np.load(path) as archive:
-                    found[setting, seed] = archive["hits"]
+                found[setting, seed] = read_hits(path)
     return found
 
 
@@ -159,27 +154,6 @@ def _spread(values: NDArray[np.float64]) -> list[list[float]]:
     return found
 
 
-def speed(given: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of training with all that is reused, and the losses of its steps, in float32 and with bfloat16."""
-    loader = data_of(given).loader("train", given.batch_size, seed=0, augment=True, limit=given.batch_size)
-    images, labels = next(iter(loader))
-    found: dict[str, Any] = {"images": given.batch_size, "threads": given.threads}
-    for name, bf16 in (("fp32", False), ("bf16", True)):
-        network = fresh("both", 0, given).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=given.lr / 10, fused=True)
-        losses, seconds = list[float](), list[float]()
-        for _ in range(given.speed):
-            started = time.perf_counter()
-            loss: Tensor = exit_losses(network, images, labels, recipe_of(0, given).smoothing, bf16=bf16)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            seconds.append(time.perf_counter() - started)
-        found[name] = {"images_per_second": given.batch_size / float(np.median(seconds[1:])), "losses": losses}
-    return found
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
@@ -200,15 +174,22 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25, help="of timing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
-    parser.add_argument("--speed", type=int, metavar="STEPS", help="only say how fast training is; 2 or more")
     parser.add_argument("--work", type=Path, help="folder of what is done; by default beside --out")
     parser.add_argument("--out", type=Path, default=Path("results/cascade_contours.json"))
     given = parser.parse_args()
     given.work = given.work or given.out.with_suffix("")
+    try:
+        Run.start(given.work, "cascade_contours", shape_of(given), resume=True)  # refuses the folder of another study
+    except InputError as error:
+        parser.error(str(error))
     return given
 
 
 DECIDING = "width heads depth image_size patches images epochs batch_size lr bf16 limit"  # what units must agree on
+
+
+def shape_of(given: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in DECIDING.split()}
 
 
 def flags(shape: Mapping[str, Any]) -> str:
@@ -226,11 +207,9 @@ def flags(shape: Mapping[str, Any]) -> str:
 def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
-    if given.speed is not None:
-        print(json.dumps(speed(given)))
-        return
-    shape = {name: getattr(given, name) for name in DECIDING.split()}
-    Run.start(given.work, "cascade_contours", shape, resume=True)  # refuses the folder of another study
+    if given.bf16:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    shape = shape_of(given)
     times = given.work / "times.json"
     if "times" in given.parts and not times.exists():
         write_json(times, timed(given))

@@ -223,14 +223,12 @@ class LatencyTable:
             InputError: this version has no such space, or the table does not tell of which network it is.
         """
         from search_spaces.arch import Arch
-        from search_spaces.cascade import Cascade
         from search_spaces.spaces import SPACES
-        from search_spaces.spaces.exits import Exits
-        from search_spaces.spaces.remains import PREFIX, Remains
+        from search_spaces.spaces.of_network import opened_from
+        from search_spaces.spaces.remains import PREFIX
 
         if self.content.remains_of is not None:
-            arch = Arch.from_json(self.content.remains_of.arch)
-            return Exits(arch) if isinstance(arch, Cascade) else Remains(arch, self.content.remains_of.parts)
+            return opened_from(Arch.from_json(self.content.remains_of.arch), self.content.remains_of.parts)
         if self.content.space.startswith(PREFIX):
             raise InputError(
                 f"{self.path.name} is from before tables told which network they are of; remove its files, and "

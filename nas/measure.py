@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,27 +37,21 @@ from nas.table_file import (
 )
 from nas.target import Target, fingerprint, machine_slug
 from nas.timing import time_sessions
+from nas.verdict import of_adaptation, verdict_of, worse
 from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
-from search_spaces.spaces.exits import Exits
-from search_spaces.spaces.remains import Remains
+from search_spaces.spaces.of_network import kept_of
 
 __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 
-NOISY = 0.03  # a noise floor above this is no measurement to go by
-DRIFTED = 0.25  # neither is a clock that moved by more
-MOVED = 0.05  # nor are times that, at the same clock, differ by more between the sittings of a measurement
 TABLE_ROUNDS = 8  # visits that each network of a table gets at least; more follow where they pay
-FEW_ROUNDS = 4  # fewer are no measurement to go by either: a slow spell is not told from a slow network
 TIMING_SHARE = 0.92  # of the time given; what is left is for solving
 APART_SHARE = (
     0.1  # of the time for timing, which the calibration networks get at most before the others, and after them
 )
 RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
-UNLIKE = 0.05  # held-out error of an adapted table above which the targets have too little in common
-POOR = 0.1  # share of the networks that may lack undisturbed visits: the least disturbed ones stand in for them
 
 
 @dataclass(frozen=True)
@@ -259,24 +252,7 @@ def _existing(stem: Path, fresh: bool) -> LatencyTable | None:
 
 
 def _verdict(job: Job, times: Times) -> Verdict:
-    faults = []
-    if times.noise_floor > NOISY:
-        faults.append(f"the noise floor is {times.noise_floor:.1%}, above {NOISY:.0%}")
-    if times.drift > DRIFTED:
-        faults.append(f"the clock moved by {times.drift:.0%}, more than {DRIFTED:.0%}")
-    if times.moved.each > MOVED:
-        faults.append(f"times moved by {times.moved.each:.1%} from one sitting to the next, more than {MOVED:.0%}")
-    visits = Counter(kept.visit.network for kept in times.every)
-    if min(visits.values()) < min(FEW_ROUNDS, job.rounds):
-        faults.append(f"there was time for {min(visits.values())} visits of some networks, below {FEW_ROUNDS}")
-    if len(times.poor) > POOR * len(times.ms):
-        needed = job.protocol.enough(job.rounds)
-        faults.append(f"{len(times.poor)} of {len(times.ms)} networks had fewer than {needed} undisturbed visits")
-    why = (
-        "; ".join(faults) + ": measure afresh on a quieter machine" if faults else "noise, clock, visits are in bounds"
-    )
-    redone = 1 + max(kept.visit.round for kept in times.every) - job.rounds
-    return Verdict(times.noise_floor, times.drift, times.disturbed, max(0, redone), not faults, why, times.interval)
+    return verdict_of(times, job.rounds, job.protocol)
 
 
 def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> Content:
@@ -292,7 +268,7 @@ def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> C
         np.array([whole.ms[arch.id] for arch in plan.apart]),
         whole.moved,
     )
-    verdict = _worse(_verdict(job, times), _verdict(job, whole))
+    verdict = worse(_verdict(job, times), _verdict(job, whole))
     networks = len(plan.archs) + len(plan.apart)
     return Content(
         space=job.space.name,
@@ -313,9 +289,8 @@ def _content(job: Job, times: Times, whole: Times, at: int, seconds: float) -> C
 
 def _remains_of(space: Measurable) -> RemainsOf | None:
     """What a table keeps of a space that has no name by which it is opened."""
-    if isinstance(space, Exits):
-        return RemainsOf(space.cascade.to_json(), ())
-    return RemainsOf(space.arch.to_json(), tuple(sorted(space.parts))) if isinstance(space, Remains) else None
+    kept = kept_of(space)
+    return None if kept is None else RemainsOf(kept[0].to_json(), kept[1])
 
 
 def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float) -> Content:
@@ -329,7 +304,7 @@ def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float)
         classes=(*(c for c in old.classes if c != classes), classes),
         fingerprint=fingerprint(job.target),
         protocol=asdict(job.protocol),
-        verdict=_worse(old.verdict, verdict),
+        verdict=worse(old.verdict, verdict),
         measurements=(*old.measurements, about),
         rows={
             **plan.known,
@@ -337,11 +312,6 @@ def _more_content(job: Job, times: Times, old: Content, at: int, seconds: float)
         },
         remains_of=_remains_of(job.space),
     )
-
-
-def _worse(*verdicts: Verdict) -> Verdict:
-    """The verdict that tells more against a measurement."""
-    return max(verdicts, key=lambda one: (not one.good, one.noise_floor))
 
 
 def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content:
@@ -361,7 +331,7 @@ def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content
         one_scale_heldout_mape=found.one_scale_mape,
         others=tuple(others),
     )
-    verdict = _adapted_verdict(_verdict(job, times), how)
+    verdict = of_adaptation(_verdict(job, times), how)
     known = dict.fromkeys(count for source in job.sources for count in source.content.classes if count != classes)
     return Content(
         space=job.space.name,
@@ -378,15 +348,6 @@ def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content
         rows=found.rows,
         remains_of=_remains_of(job.space),
     )
-
-
-def _adapted_verdict(verdict: Verdict, how: Adaptation) -> Verdict:
-    """The verdict on the timings, and on what they say about the rows."""
-    error = how.heldout_mape
-    why = f"adapted from {how.tables} by {len(how.nets)} networks, held-out error {error:.1%}"
-    if error > UNLIKE:
-        why += f", above {UNLIKE:.0%}: measure it without --from"
-    return replace(verdict, good=verdict.good and error <= UNLIKE, why=f"{why}; {verdict.why}")
 
 
 def _row_times(

@@ -73,7 +73,7 @@ class Calibration:
     kind: str = ""  # of the rows whose times were multiplied by `factor`, as whole networks take so much more for them
     factor: float = 1.0
     moved: float = (
-        0.0  # by how much the networks' times differed between two processes, a share; halves of one in older tables
+        0.0  # share by which times differed between two processes; in older tables between halves of all visits
     )
 
     def __post_init__(self) -> None:

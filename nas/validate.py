@@ -16,9 +16,7 @@ from search_spaces.space import Measurable
 
 __all__ = ["accuracy", "validate"]
 
-SITTING = (
-    40  # networks in one process at most, about as many as a table is calibrated on: beside more of them each is slower
-)
+SITTING = 40  # networks in one process at most, about as many as a table is calibrated on
 
 
 def validate(

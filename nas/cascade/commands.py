@@ -158,11 +158,12 @@ def _costs(
     """(exits,) what an image costs as far as each exit, and what of the record says where that is from."""
     if prices.predicted:
         return _predicted(network.arch, prices)
-    target = Target("cpu", "eager", "fp32", prices.batch or 1, prices.threads or 1)
+    threads = prices.threads or 1
+    target = Target("cpu", "eager", "fp32", prices.batch or 1, threads)
     how = {"batch": target.batch, "threads": target.threads, "machine": fingerprint(target)}
     if unit == "macs":
         return until_macs(network.arch), {"target": None, "table": None, **how}
-    torch.set_num_threads(prices.threads or 1)
+    torch.set_num_threads(threads)
     costs = exit_ms(prepacked(network), _images(data, "val", TIMED), target.batch, ROUNDS)
     return costs, {"target": target.name, "table": None, **how}
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compress import exit_loss
@@ -17,7 +16,7 @@ from nas.train.retrain import asked, check_fit, fresh_network, load_network
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["exit_losses", "load_cascade", "train_cascade"]
+__all__ = ["load_cascade", "train_cascade"]
 
 
 def train_cascade(
@@ -28,11 +27,10 @@ def train_cascade(
     *,
     start: dict[str, Tensor] | None = None,
     resume: bool = False,
-    bf16: bool = False,
 ) -> dict[str, Any]:
     """Train `arch` by the sum of its exits' losses, from the weights `start` or fresh ones, into the run folder `out`; returns the run's summary.
 
-    `val_acc` is a list, one of each exit; the test split stays unread. `bf16`: see `exit_losses`.
+    `val_acc` is a list, one of each exit; the test split stays unread.
 
     Raises:
         InputError: cascade, data or recipe do not fit each other, or `out` holds another run.
@@ -42,8 +40,7 @@ def train_cascade(
         raise InputError("a cascade is trained at one image size and depth; leave out sides and mixed depth")
     if processes() > 1:
         raise InputError("a cascade is trained by one process; start the command without torchrun")
-    config = asked(arch, data, recipe, start, None) | ({"bf16": True} if bf16 else {})
-    run = Run.start(out, "cascade", config, resume=resume)
+    run = Run.start(out, "cascade", asked(arch, data, recipe, start, None), resume=resume)
     if run.summary is not None:
         return run.summary
     with run.locked():
@@ -53,7 +50,7 @@ def train_cascade(
             network.load_state_dict(start)
 
         def losses(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-            yield exit_losses(model, images, labels, recipe.smoothing, bf16=bf16)
+            yield exit_loss(model(images), labels, recipe.smoothing)
 
         fit(network, losses, data, recipe, out / "checkpoint.pt", f"train {out.name}")
         run.save_network(arch, network.state_dict())
@@ -61,13 +58,6 @@ def train_cascade(
         summary = run.finish({"val_acc": hits.mean(0).tolist(), "weights": str(out / "weights.safetensors")})
         (out / "checkpoint.pt").unlink()
     return summary
-
-
-def exit_losses(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float, *, bf16: bool = False) -> Tensor:
-    """`compress.exit_loss` of a batch (B, C, H, W); with `bf16` layers compute in bfloat16 where autocast lets them, weights and loss stay float32."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(images)
-    return exit_loss([own.float() for own in logits], labels, smoothing)
 
 
 def load_cascade(path: Path) -> tuple[CascadeNetwork, Run]:

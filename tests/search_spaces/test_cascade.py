@@ -93,6 +93,16 @@ def test_the_fused_kernel_gives_the_logits_and_gradients_of_the_written_out_sum(
     torch.testing.assert_close(*found)
 
 
+def test_exits_run_in_bfloat16_under_autocast() -> None:
+    network, images = network_of(toy()), torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        exact = network(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(images)
+    for one, other in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(other.float(), one, rtol=0.05, atol=0.05)
+
+
 def test_what_later_exits_depend_on() -> None:
     """Features and relations of the stage before, each with a switch of its own."""
     images = torch.randn(2, 3, 24, 24)
