@@ -28,10 +28,15 @@ SCRIPT = """
 TARGET = "cpu-ort-fp32-b1-t1"
 
 
+def started(*words: object) -> subprocess.CompletedProcess[str]:
+    """A command that has run, with `--json`."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+
+
 def nas(*words: object, code: int = 0) -> Any:
     """The JSON that a command prints, or the last line of stderr where it is to fail."""
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    found = started(*words)
     assert found.returncode == code, found.stderr
     return json.loads(found.stdout) if code == 0 else found.stderr.strip().splitlines()[-1]
 

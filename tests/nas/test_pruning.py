@@ -19,7 +19,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
-from tests.cli.test_commands import nas
+from tests.cli.test_commands import nas, started
 from tests.nas.test_measure import TARGET
 
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
@@ -71,6 +71,16 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
     assert evaluate_network(str(out), "digits", "test", None)["acc"] == pytest.approx(after["acc"])
 
 
+def pruned_by(*words: object) -> Any:
+    """What `nas prune` prints. Where a network of a tenth of a millisecond took longer the second time, its advice is followed: again, with --resume."""
+    found = started("prune", *words)
+    for _ in range(3):
+        if found.returncode == 3 and "measure again on a quieter machine, with --resume" in found.stderr:
+            found = started("prune", *words, "--resume")
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
 @pytest.mark.slow
 def test_the_command_does_it_and_refuses_what_it_cannot(
     pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path
@@ -79,7 +89,7 @@ def test_the_command_does_it_and_refuses_what_it_cannot(
     flags = ("--data", "digits", "--target", TARGET.name, "--parts", ",".join(FEW), "--images", 32)
     training = ("--train-epochs", 1, "--batch-size", 32, "--lr", 1e-4, "--weight-decay", 0.01, "--ema", 0.5)
     training += ("--mixup", 0.2, "--cutmix", 0.3, "--max-drop", 0.99, "--seed", 2)
-    found = nas("prune", model, *flags, "--speedup", 1.1, *training, "--out", tmp_path / "again")
+    found = pruned_by(model, *flags, "--speedup", 1.1, *training, "--out", tmp_path / "again")
     recipe = json.loads((tmp_path / "again" / "trained" / "config.json").read_text())["recipe"]
     wanted = {"epochs": 1, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.01, "ema": 0.5, "mixup": 0.2, "cutmix": 0.3}
     assert recipe.items() >= {**wanted, "seed": 2}.items() and found["max_drop"] == 0.99
