@@ -4,7 +4,8 @@
 
 Two ViTs of DeiT-Ti's shape see images of 56 pixels in patches of 8 and of 4. The cascades of a seed start from the same two networks, by `compress.cascade`, so
 that all give the same at first, and are trained as `nas cascade train` does, by the same images in the same order. Accuracies are on the test split, which is read
-once a cascade is trained. A difference is the mean over seeds, its interval a paired bootstrap over images of that mean. All four are timed in one interleaved
+once a cascade is trained. A difference is the mean over seeds, its interval a paired bootstrap over images of that mean, which tells nothing of other seeds: `each` has every seed's.
+What is reused counts for nothing at first (see `compress.cascade`), and has parameters and MACs of its own, which are told beside. All four are timed in one interleaved
 run, batch after batch of the same images, prepacked as `nas cascade bench` has them; weights are random then, which no time depends on.
 
 What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
@@ -115,7 +116,8 @@ def accuracies(hits: Mapping[tuple[str, int], Hits]) -> dict[str, Any]:
         if both and setting != NONE:
             ahead = _mean(hits, setting, both) - _mean(hits, NONE, both)
             exits = [{"mean": float(own.mean()), "interval95": interval(own)} for own in ahead.T]
-            differences[f"{setting} less {NONE}"] = {"seeds": both, "exits": exits}
+            each = [(_mean(hits, setting, [seed]) - _mean(hits, NONE, [seed])).mean(0).tolist() for seed in both]
+            differences[f"{setting} less {NONE}"] = {"seeds": both, "exits": exits, "each": each}
     return {"means": means, "differences": differences}
 
 
@@ -192,6 +194,11 @@ def shape_of(given: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(given, name) for name in DECIDING.split()}
 
 
+def study_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The other options that figures depend on."""
+    return {name: getattr(given, name) for name in ("seeds", "batches", "rounds", "threads")}
+
+
 def flags(shape: Mapping[str, Any]) -> str:
     """The options that give a study."""
     found = []
@@ -221,7 +228,7 @@ def main() -> None:
     hits = complete(given)
     archs = {setting: fresh(setting, 0, given).arch for setting in SETTINGS}
     result = {
-        "command": f"python benchmarks/cascade_contours.py {flags(shape)}",
+        "command": f"python benchmarks/cascade_contours.py {flags({**shape, **study_of(given)})}",
         **shape,
         "tokens": [(given.image_size // patch) ** 2 for patch in given.patches],
         "test_images": len(next(iter(hits.values()))) if hits else 0,

@@ -41,13 +41,10 @@ class Run:
             InputError: the folder holds a run and `resume` is off, or it holds another run.
         """
         config = json.loads(json.dumps({"kind": kind, **config}))  # as it is read back: a tuple is a list there
+        cls.check_free(path, resume=resume)
         if not (path / CONFIG).exists():
-            if path.is_file() or (path.is_dir() and any(not one.name.startswith(TEMPORARY) for one in path.iterdir())):
-                raise InputError(f"{path} is not empty and holds no run; choose another --out")
             write_json(path / CONFIG, config)
             return cls(path, config)
-        if not resume:
-            raise InputError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
         found = read_json(path / CONFIG)
         differing = sorted(name for name in {*config, *found} if config.get(name) != found.get(name))
         if differing:
@@ -56,6 +53,19 @@ class Run:
                 f"{path} holds a run with {name} = {found.get(name)!r}, not {config.get(name)!r}; choose another --out"
             )
         return cls(path, config)
+
+    @staticmethod
+    def check_free(path: Path, *, resume: bool) -> None:
+        """Refuse a folder that no run can be started in, or with `resume` gone on with; a run of another config is `start`'s to refuse.
+
+        Raises:
+            InputError: it holds a run and `resume` is off, or something else.
+        """
+        if (path / CONFIG).exists():
+            if not resume:
+                raise InputError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
+        elif path.is_file() or (path.is_dir() and any(not one.name.startswith(TEMPORARY) for one in path.iterdir())):
+            raise InputError(f"{path} is not empty and holds no run; choose another --out")
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> "Run":

@@ -1,23 +1,42 @@
 """The network that is measured to be within the budget."""
 
+from dataclasses import dataclass
+
 from compress.prune import BudgetTooSmall, Prunable, Pruned
 from nas.errors import BudgetError
 from nas.progress import say
 from nas.pruning.files import Delivered, Files
 from nas.pruning.job import Job
+from nas.pruning.saved import Times
 from search_spaces.spaces.frames import Frame
 
-__all__ = ["within"]
+__all__ = ["Held", "within"]
 
 TRIES = 6  # networks that are pruned and timed for a budget
 SPARE = 0.995  # share of the budget that a solution after one above it aims at
 
 
-def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, float], dict[str, float], Delivered]:
-    """The network that is measured to be within the budget, and so is its file: before its times those of the dense one in the same run."""
+@dataclass(frozen=True)
+class Held:
+    """A network that is measured to be within a budget, as its file is; before its times those of the dense one in the same run."""
+
+    found: Pruned
+    before: Times
+    after: Times
+    file: Delivered
+    cheapest_ms: float  # the least that any network of these blocks is predicted to take
+
+
+def within(job: Job, budget: float, files: Files) -> Held:
+    """The network that is measured to be within the budget.
+
+    Raises:
+        BudgetError: nothing that is left of the network holds the budget.
+    """
     limit, prunable = budget, job.prunable()
     frame: Frame | None = None
-    cheapest = f"the cheapest network of these blocks is predicted to take {min(one.cheapest for one in prunable.offers):.4g} ms"
+    least = min(one.cheapest for one in prunable.offers)
+    cheapest = f"the cheapest network of these blocks is predicted to take {least:.4g} ms"
     for _ in range(TRIES):
         try:
             found = _found(prunable, limit, frame)
@@ -28,7 +47,7 @@ def within(job: Job, budget: float, files: Files) -> tuple[Pruned, dict[str, flo
         if taken <= budget:
             file = files.delivered(found.arch, found.weights)
             if not file.over(budget):
-                return found, before, after, file
+                return Held(found, before, after, file, least)
             assert file.ms is not None
             taken, what = file.ms, "the exported file, in a process of its own, takes"
         say(f"{what} {taken:.4g} ms, over the budget of {budget:.4g} ms: pruning further")

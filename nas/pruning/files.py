@@ -62,8 +62,10 @@ class Files:
     out: Path  # the run's folder
     scratch: Path  # of what is not kept
 
-    def delivered(self, arch: Arch, weights: Mapping[str, Tensor]) -> Delivered:
+    def delivered(self, arch: Arch, weights: Mapping[str, Tensor], ms: float | None = None) -> Delivered:
         """Export a network to `model.onnx`, compare the file with it, and time it beside the dense network's where the target runs such files.
+
+        A file that was made and timed before, and is written again, took `ms`.
 
         Raises:
             InputError: file and network disagree, or the process that times was killed.
@@ -73,10 +75,12 @@ class Files:
         if SUFFIX not in RUNTIMES[target.runtime].files:
             return Delivered(path, checked, None, None)
         if arch != arch.keeping(adaptive=False):
-            return Delivered(path, checked, path, self._mean_ms(path, arch))
+            return Delivered(path, checked, path, self._mean_ms(path, arch) if ms is None else ms)
         timed = quantised(self.job, arch, path, self.out / INT8) if target.dtype == "int8" else path
-        _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)
-        return Delivered(path, checked, timed, timing.ms)
+        if ms is None:
+            _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)
+            ms = timing.ms
+        return Delivered(path, checked, timed, ms)
 
     @cached_property
     def dense(self) -> Path:

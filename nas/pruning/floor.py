@@ -147,6 +147,6 @@ def held(job: Job, found: Pruned, floor: Floor) -> float:
     if not floor.holds(acc):
         raise BudgetError(
             f"within the budget the accuracy on search-validation falls from {floor.dense:.4g} to {acc:.4g}, by more than "
-            f"{floor.max_drop:g}; raise the budget or --max-drop, or train longer"
+            f"{floor.max_drop:g}; raise the budget or --max-drop, train longer, or find the fastest that holds by --max-drop alone"
         )
     return acc

@@ -1,6 +1,6 @@
 """What is to be pruned, on which data, by which table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,10 +126,12 @@ def job_of(
     seed: int,
     foreign: bool,
     labels_for: str | None = None,
+    check: Callable[[Named, Data, Target], None] = lambda named, data, target: None,
 ) -> Job:
     """The job that a user's names describe; the rows that the target's table lacks are measured first.
 
-    `labels_for` is the flag, if there is one, that a network with a classifier needs labels for.
+    `labels_for` is the flag, if there is one, that a network with a classifier needs labels for. `check` may refuse before
+    anything is measured.
 
     Raises:
         InputError: no such network or data, no weights or such as are not finite, labels that are needed and not there or out of
@@ -158,6 +160,7 @@ def job_of(
         remains = Remains(named.arch, parts)
     except ValueError as error:
         raise InputError(f"{name} cannot be pruned: {error}") from error
+    check(named, data, _target(table, target))
     prices = _table(table, target, remains)
     prices.check_machine(foreign)
     if not prices.verdict["good"]:
@@ -169,6 +172,19 @@ def job_of(
             f"--target {prices.target.name} in its place, which measures them"
         )
     return Job(named, named.network, data, prices, images, parts, seed, source, own_head)
+
+
+def _target(table: Path | None, target: str | None) -> Target:
+    """What the network is to be fast on.
+
+    Raises:
+        InputError: no target, no such table, or neither given.
+    """
+    if target is not None:
+        return Target.parse(target)
+    if table is None:
+        raise InputError("give either --table FILE or --target NAME")
+    return LatencyTable.load(table_path(table)).target
 
 
 def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyTable:

@@ -40,10 +40,15 @@ def outcome(
             f"the network itself is right on {acc:.1%} of the test images, near chance for {arch.classes} classes: it may have "
             f"been trained on others than those of {job.data.name}, or on these in another order"
         )
+    if found.surrogate is not None:
+        say(
+            f"the sum of losses promised a divergence of {found.surrogate.promised:.3g}; {found.divergence:.3g} came of it"
+        )
     left = network_of(found.arch, found.weights)
     memory = dict(zip((arch, found.arch), peak_mb([arch, found.arch], job.table.target), strict=True))
     return {
         "target": job.table.target.name,
+        "statistic": job.table.statistic,
         "budget_ms": budget,
         "predicted_ms": found.cost,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],

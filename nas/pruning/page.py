@@ -51,6 +51,9 @@ def _headline(summary: dict[str, Any]) -> str:
     told = "" if after["acc"] is None else f" Test accuracy was {before['acc']:.2%} and is {after['acc']:.2%}."
     if after.get("agreement") is not None:
         told = f" On {after['agreement']:.2%} of the test images its best class is the dense network's."
+    surrogate = summary.get("surrogate")
+    if surrogate is not None:
+        told += f" The sum of losses promised a divergence of {surrogate['promised']:.3g}; {summary['divergence']:.3g} came of it."
     return (
         f"{before['measured_ms']:.4g} ms became {after['measured_ms']:.4g}, {summary['speedup_measured']:.2f} times as fast{within}; "
         f"MACs fell {summary['speedup_macs']:.2f} times.{told}"

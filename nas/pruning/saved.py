@@ -14,7 +14,7 @@ from search_spaces.spaces.frames import Frame
 __all__ = ["Times", "remembered", "saved"]
 
 Times = dict[str, float]
-"""Of a network: `measured_ms`, `measured_p90_ms`."""
+"""Milliseconds by name: of a network `measured_ms`, `measured_median_ms` and the others of `Job.measured`."""
 
 
 def saved(

@@ -154,7 +154,7 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
         named=SimpleNamespace(arch=OTHER),
     )
     files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
-    return limits, within(job, budget, files)[3].ms
+    return limits, within(job, budget, files).file.ms
 
 
 def test_a_file_over_the_budget_is_replaced() -> None:
@@ -186,7 +186,7 @@ def test_another_frame_is_tried_where_one_cannot_hold_the_budget(
     named = SimpleNamespace(arch=ARCH if dense else replace(ARCH, image_size=4 * ARCH.image_size))
     job: Any = SimpleNamespace(prunable=lambda: prunable, measured=measured, named=named)
     files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), 9.0))
-    assert within(job, 10.0, files)[0].arch == OTHER
+    assert within(job, 10.0, files).found.arch == OTHER
     assert asked == ([None, None] if dense else [None, whole_frame(ARCH), None])
     assert ("trying all others" in capsys.readouterr().err) is not dense
 
