@@ -41,7 +41,7 @@ def timm_model(name: str, data: Data | None = None) -> nn.Module:
 
 
 def hf_model(name: str) -> nn.Module:
-    """Hugging Face's model NAME of its hub, or of a folder, in eval mode; an encoder where its weights have no classifier.
+    """Hugging Face's model NAME of its hub, or of a folder, in float32 and eval mode; an encoder where its weights have no classifier.
 
     Raises:
         InputError: the extra is not installed, the model cannot be had as safetensors, or more than the classifier is missing.
@@ -51,7 +51,9 @@ def hf_model(name: str) -> nn.Module:
     except ModuleNotFoundError as error:
         raise InputError(f'{HF}{name} needs transformers, which is not installed; pip install "vit-nas[hf]"') from error
     try:
-        loaded: Any = ViTForImageClassification.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        loaded: Any = ViTForImageClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # the hub's client raises a dozen unrelated types for a missing network or file
         raise InputError(
             f"{HF}{name} cannot be had as a ViTForImageClassification in safetensors ({_reason(error)}); connect to the internet, "

@@ -1,6 +1,7 @@
 """Networks of other libraries as Archs: one file a library, the only ones that know its insides."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from importlib import import_module
 
 import torch
@@ -22,7 +23,7 @@ CLOSE = (
 
 
 def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
-    """A dense network as Arch and weights with the same logits: `arch.build().load_state_dict(weights)`.
+    """A dense network as Arch and weights with the same logits, in float32 on the CPU: `arch.build().load_state_dict(weights)`.
 
     Args:
         model: a `Network` of ours, timm's `VisionTransformer` (ViT, DeiT, DeiT-III, distilled, CLIP, DINOv2, SigLIP; with no classifier
@@ -34,8 +35,9 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     if isinstance(model, CascadeNetwork):
         raise InputError("a cascade is several networks; give one of them")
     if isinstance(model, Network):
-        check_finite(model.state_dict())
-        return model.arch, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        own = _in_float32(model).state_dict()
+        check_finite(own)
+        return model.arch, {name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}
     packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
     known = next((package for package in packages if package in ADAPTERS), None)
     if known is None:
@@ -43,10 +45,17 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
             f"{type(model).__name__} is no network of {', '.join(ADAPTERS)} or ours, whose parts are known"
         )
     read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
+    model = _in_float32(model)
     arch, weights = read(model)
     check_finite(weights)
     _check(model, arch, weights)
     return arch, weights
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The model, or a copy in float32 where its weights are in other numbers: what it is compared with is in these, and so are images."""
+    known = all(weight.dtype == torch.float32 for weight in model.parameters())
+    return model if known else deepcopy(model).float()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Networks of timm as Archs: the same logits, or a refusal that names what is not supported."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, AttentionPool, ClassToken, Head, Norm, Patch, Position
 from search_spaces.errors import InputError
+from tests.compress.test_slicing import network
 from tests.nas.toy import toy_space
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -126,6 +128,16 @@ def test_a_network_of_ours_is_what_it_is() -> None:
     for weight in weights.values():
         weight.zero_()
     assert all(weight.abs().sum() > 0 for weight in network.parameters() if weight.ndim > 1), "what is given is a copy"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("made", [network, lambda: shuffled(VisionTransformer(**SMALL))], ids=["ours", "timm"])
+def test_weights_in_other_numbers_come_out_in_float32(made: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    model = made().to(dtype)
+    arch, weights = compress.from_module(model)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters()} == {dtype}, "the model stays as it is"
+    assert same(model.float(), arch, weights) < 1e-5
 
 
 class Doubled(VisionTransformer):

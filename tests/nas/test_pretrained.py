@@ -15,6 +15,7 @@ from compress import seeing
 from nas.cost import params
 from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
+from nas.pretrained import hf_model
 from nas.pruning import prune_network
 from nas.runs import save_weights
 from nas.train.loop import Recipe
@@ -92,6 +93,16 @@ def test_a_folder_of_hugging_face_gives_its_scores(tmp_path: Path) -> None:
     named = network_named(f"hf:{tmp_path}")
     assert named.network is not None and named.arch.classes == 7 and not named.arch.encoder
     torch.testing.assert_close(named.network(images), model(images).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_kept_in_bfloat16_is_read_in_float32(tmp_path: Path) -> None:
+    model, images = hf_folder("ViTForImageClassification", tmp_path), pixels(32)
+    model.bfloat16().save_pretrained(tmp_path)
+    assert hf_model(str(tmp_path)).dtype == torch.float32
+    named = network_named(f"hf:{tmp_path}")
+    assert named.network is not None
+    torch.testing.assert_close(named.network(images), model.float()(images).logits, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
