@@ -113,7 +113,8 @@ def prune(
         model: dense, as `from_module` takes it.
         cost: of blocks and networks.
         budget: in its unit.
-        data: batches of images (B, channels, H, W), normalised as the model wants them, or tuples that begin with them; no labels.
+        data: batches of images (B, channels, H, W), normalised as the model wants them, tuples that begin with them, or dicts
+            that hold them as `pixel_values`; no labels.
         images: how many of them candidates are compared on at most; of large ones as many as hold 20,000 tokens.
         moments: how many of them tell moments. Batches are taken one after the other until they hold so many, or `images` where that is
             more, and no further: those that candidates are compared on stay in memory, the others do not.

@@ -8,6 +8,7 @@ import torch
 import compress
 from search_spaces.errors import InputError
 from tests.compress.test_from_module import same, shuffled
+from tests.compress.test_prune import check_pruned
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 
@@ -42,6 +43,10 @@ def test_the_logits_are_the_same(form: dict[str, Any]) -> None:
     model = shuffled(transformers.ViTForImageClassification(config))
     arch, weights = compress.from_module(model)
     assert same(Logits(model), arch, weights) < 1e-5
+
+
+def test_it_is_pruned() -> None:
+    check_pruned(shuffled(transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL))))
 
 
 def test_what_no_arch_describes_is_refused_by_name() -> None:

@@ -1,6 +1,7 @@
 """Pruning a ViT by a few images: budgets hold, little is lost, and bad input is named."""
 
 import math
+from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from compress import from_module
 from compress.dense import examined
 from compress.prune import PARTS, BudgetTooSmall, Macs, prepare, prune
 from compress.sensitivity import block_losses
@@ -25,6 +29,7 @@ from search_spaces.resize import resized
 from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
+from tests.compress.test_from_module import FORMS, SMALL, shuffled
 from tests.compress.test_slicing import HIDDEN, arch, images, network
 from tests.nas.test_latency import content
 from tests.nas.toy import toy_space
@@ -156,17 +161,43 @@ def test_what_cannot_be_pruned_is_named() -> None:
         prune(broken, Macs(), 0.5 * DENSE, DATA)
 
 
+def check_pruned(model: nn.Module) -> None:
+    """What is left holds its budget, and its scores are finite."""
+    whole, _ = from_module(model)
+    dense = Macs().total(whole)
+    found = prune(model, Macs(), 0.7 * dense, [whole.example(32, seed=1)])
+    assert 0.35 * dense < found.cost == Macs().total(found.arch) <= 0.7 * dense == 0.7 * found.dense_cost
+    assert torch.isfinite(scores(found.arch, found.weights, found.arch.example(4, seed=2))).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_timms_vit_is_pruned(form: str) -> None:
+    check_pruned(shuffled(VisionTransformer(**SMALL | FORMS[form])))
+
+
+def test_a_distilled_one_is_pruned_too() -> None:
+    check_pruned(shuffled(VisionTransformerDistilled(**SMALL)))
+
+
+def test_batches_may_be_dicts_of_hugging_face() -> None:
+    dicts = [UserDict({"labels": torch.zeros(32), "pixel_values": one}) for one in DATA]  # as its processors give them
+    how: dict[str, Any] = {"cost": Macs(), "budget": 0.7 * DENSE, "parts": ("heads", "neurons")}
+    found, wanted = (prune(network(), data=data, **how) for data in (dicts, DATA))
+    assert found.arch == wanted.arch and found.divergence == wanted.divergence
+
+
 @pytest.mark.parametrize(
     ("data", "how", "message"),
     [
         ([images(0), images(1)[:0]], {}, r"\(B, 3, 32, 32\), but batch 1 has 0 images; leave it out"),
+        ([{"images": images(0)}], {}, r"\(B, 3, 32, 32\), got a dict without pixel_values; give them under that name"),
         (DATA, {"images": 0}, "images must be at least 1, got 0"),
         ([images(0), images(1) / 0], {"images": 32}, "32 of the 32 images of batch 1 hold NaN or infinity; leave them"),
         ([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)], {}, r"in floating point, got torch\.uint8; normalise them"),
         (DATA, {"budget": math.nan}, "a budget must be a number, in the unit of the cost, got nan"),
     ],
 )
-def test_bad_images_and_budgets_are_one_line(data: list[Tensor], how: dict[str, Any], message: str) -> None:
+def test_bad_images_and_budgets_are_one_line(data: list[Any], how: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as found:
         prune(network(), Macs(), **{"budget": 0.5 * DENSE, "data": data, "parts": ("heads",), **how})
     assert type(found.value) is InputError and "\n" not in str(found.value)
