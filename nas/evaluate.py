@@ -33,12 +33,13 @@ def accuracy(model: nn.Module, data: Data, split: Split, limit: int | None = Non
 
 
 def calibration_batches(data: Data, seed: int, images: int = 1024) -> list[tuple[Tensor, Tensor]]:
-    """Training images drawn by `seed`, in batches, for BN statistics."""
+    """Training images drawn by `seed`, in batches, for BN statistics; fewer than `images` where there are fewer in whole batches."""
     count = min(images, data.size("train"))
     size = min(256, count)
-    batches = []
+    batches: list[tuple[Tensor, Tensor]] = []
     for batch in data.loader("train", size, seed=seed):
-        batches.append((batch[0], batch[1]))
-        if len(batches) * size >= count:
+        left = count - len(batches) * size
+        batches.append((batch[0][:left], batch[1][:left]))
+        if left <= size:
             break
     return batches

@@ -16,6 +16,7 @@ DROP = (
 EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 ADAPTIVE = "Where what is left drops tokens, learn how many of each image: the budget is held on average."
 MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
+IMAGES = "Training images to calibrate on, 4096 at most; no labels."
 BASELINES = (
     "Print what else takes as long: a smaller sibling, cuts alike in all blocks, by magnitude, smaller images, int8."
 )
@@ -47,7 +48,7 @@ def prune(
     cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
     adaptive: Annotated[bool, typer.Option("--adaptive", help=ADAPTIVE)] = False,
     weights: Weights = None,
-    images: Annotated[int, typer.Option("--images", min=1, help="Training images to calibrate on; no labels.")] = 256,
+    images: Annotated[int, typer.Option("--images", min=1, help=IMAGES)] = 256,
     baselines: Annotated[bool, typer.Option("--baselines", help=BASELINES)] = False,
     parts: Annotated[str, typer.Option("--parts", help=PARTS)] = "",
     out: Out = Path("results/prune"),

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compress.finite import check_finite
-from compress.prune import Prunable, Pruned, prepare
+from compress.prune import MOMENTS, Prunable, Pruned, prepare
 from nas.data import SPLITS, Data, Split
 from nas.data import load as load_data
 from nas.data.base import Labels
@@ -134,9 +134,12 @@ def job_of(
     anything is measured.
 
     Raises:
-        InputError: no such network or data, no weights or such as are not finite, labels that are needed and not there or out of
-            range, classes without images where a classifier is to be fitted, or a table of another target or without the rows.
+        InputError: no such network or data, no weights or such as are not finite, more images than calibration takes, labels that are
+            needed and not there or out of range, classes without images where a classifier is to be fitted, or a table of another
+            target or without the rows.
     """
+    if images > MOMENTS:
+        raise InputError(f"--images must be at most {MOMENTS}, since calibration takes no more, got {images}")
     named = network_named(name, weights=weights)
     if named.network is None:
         raise InputError(

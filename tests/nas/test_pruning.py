@@ -144,6 +144,7 @@ def test_a_budget_that_nothing_holds_names_the_cheapest(
         ("{file}", "digits", {"budget_ms": 1, "speedup": 2}, "either --budget-ms MS or --speedup X"),
         ("{file}", "digits", {"speedup": 1.0}, "--speedup must be above 1"),
         ("{file}", "digits", {"budget_ms": float("nan")}, "--budget-ms must be positive"),
+        ("{file}", "digits", {"speedup": 2, "images": 4097}, "--images must be at most 4096, since .*, got 4097"),
         ("deit_tiny_patch16_224", "digits", {"speedup": 2}, "has no weights to prune"),
         ("{hybrid}", "digits", {"speedup": 2}, "cannot be pruned"),
         (

@@ -38,6 +38,15 @@ def toy_is_known() -> object:
         yield
 
 
+def test_so_many_images_are_drawn_as_are_asked_for() -> None:
+    data = toy(1024)
+    few, more = (calibration_batches(data, 0, count) for count in (300, 512))
+    assert [len(images) for images, _ in few] == [len(labels) for _, labels in few] == [256, 44]
+    assert torch.equal(few[1][0], more[1][0][:44]) and torch.equal(few[1][1], more[1][1][:44])
+    assert [len(images) for images, _ in calibration_batches(data, 0, 40)] == [40]
+    assert sum(len(images) for images, _ in calibration_batches(toy(300), 0, 4096)) == 256, "whole batches alone"
+
+
 def test_the_supernet_learns_and_so_do_its_extremes(tmp_path: Path) -> None:
     summary = train_supernet(SPACE, toy(), replace(RECIPE, epochs=6), tmp_path / "s")
     assert summary["largest_acc"] > 0.7
