@@ -57,7 +57,8 @@ def within(job: Job, budget: float, files: Files) -> Held:
         limit *= SPARE * budget / taken
     raise BudgetError(
         f"after {TRIES} tries the network takes {taken:.4g} ms, above {budget:.4g} ms, and {cheapest}; the table and the clock "
-        "disagree: measure with --fresh on a quieter machine, or raise the budget"
+        f"disagree: raise the budget, or on a quieter machine remove {job.table.path}.csv and .json and prune again with --target "
+        f"{job.table.target.name}, which measures them anew"
     )
 
 

@@ -20,6 +20,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from tests.cli.test_commands import nas, started
+from tests.nas.pruning_toy import Prices, priced
 from tests.nas.test_measure import TARGET
 
 SHIPPED_TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
@@ -135,6 +136,26 @@ def test_a_budget_that_nothing_holds_names_the_cheapest(
 ) -> None:
     with pytest.raises(BudgetError, match=r"the cheapest network of these blocks is predicted to take \d"):
         prune_network(str(model), "digits", tmp_path / "run", target=TARGET.name, parts=FEW, budget_ms=1e-4, images=64)
+
+
+class Stubborn(Prices):
+    """By the clock, what is left of the network takes a little more than half of its time, whatever that is."""
+
+    def timed(self, arch: Arch) -> Any:
+        found = super().timed(ARCH)
+        if arch != ARCH:
+            found.ms *= 0.501
+        return found
+
+
+def test_where_table_and_clock_disagree_the_files_to_measure_anew_are_named(model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "tables" / "remains"
+    wanted = rf"after 6 tries .* remove {table}\.csv and \.json and prune again with --target {TARGET.name}, which"
+    with priced(Stubborn(path=table)), pytest.raises(BudgetError, match=wanted) as found:
+        prune_network(
+            str(model), "digits", tmp_path / "run", target=TARGET.name, parts=("heads", "neurons"), speedup=2, images=32
+        )
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize(
