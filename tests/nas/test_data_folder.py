@@ -9,11 +9,13 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
+from timm.data.auto_augment import RandAugment
+from timm.data.random_erasing import RandomErasing
 
 from nas.data import SPLITS, Data, load
 from nas.data.imagefolder import ImageFolderData, decoded
 from nas.data.loading import at_indices, seeded_globals
-from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD
+from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD, Pictures
 from search_spaces.errors import InputError
 
 
@@ -217,6 +219,17 @@ def test_augmentation_depends_on_the_seed_alone(root: Path) -> None:
     assert torch.equal(images, first(data, 3, 0))  # other workers load other images
     assert not torch.equal(images, first(data, 12, 1))
     assert not torch.equal(images, first(data, 12, 0, augment=False))
+
+
+def test_augmentation_is_deits(root: Path) -> None:
+    """RandAugment and erasing, and nothing of these where images are only read."""
+    augmented, plain = (opened(root).loader("train", 12, seed=0, augment=augment).dataset for augment in (True, False))
+    assert isinstance(augmented, Pictures) and isinstance(plain, Pictures)
+    (colours,) = (step for step in augmented.transform.transforms if isinstance(step, RandAugment))
+    (erasing,) = (step for step in augmented.transform.transforms if isinstance(step, RandomErasing))
+    assert {op.magnitude for op in colours.ops} == {9} and {op.magnitude_std for op in colours.ops} == {0.5}
+    assert erasing.probability == 0.25 and erasing.per_pixel
+    assert not any(isinstance(step, RandAugment | RandomErasing) for step in plain.transform.transforms)
 
 
 def test_the_global_generators_are_left_as_they_were() -> None:

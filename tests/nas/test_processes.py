@@ -12,6 +12,7 @@ import torch
 
 from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, check_shared
+from nas.train.retrain import fresh_network
 from search_spaces import InputError
 from tests.nas.pruning_toy import ARCH
 from tests.nas.toy import toy_space
@@ -47,13 +48,21 @@ def run(folder: Path, count: int, *words: str, code: int = 0) -> tuple[str, str]
     return told
 
 
+def teacher(folder: Path) -> Path:
+    """A retrain run to learn from, whose network need not be good for that."""
+    made = Run.start(folder, "retrain", {}, resume=False)
+    made.save_network(ARCH, dict(fresh_network(ARCH, 1).state_dict()))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("kind", ["tokens", "batch norm"])
 def test_two_processes_train_one_network(kind: str, tmp_path: Path) -> None:
     arch = ARCH if kind == "tokens" else toy_space().smallest
     (tmp_path / "a.json").write_text(arch.to_json())
-    words = ("retrain", str(tmp_path / "a.json"), *FLAGS, "--out")
+    guided = ("--teacher", str(teacher(tmp_path / "teacher"))) if kind == "tokens" else ()
+    words = ("retrain", str(tmp_path / "a.json"), *FLAGS, *guided, "--out")
     one, two = (run(tmp_path, count, *words, str(tmp_path / str(count))) for count in (1, 2))
     told = json.loads(two[0])  # one object: the second process is silent
     assert told["test_acc"] > 0.2 and Run.open(tmp_path / "2").summary is not None
@@ -64,6 +73,9 @@ def test_two_processes_train_one_network(kind: str, tmp_path: Path) -> None:
         for name, weight in alone.items():
             torch.testing.assert_close(together[name], weight, rtol=1e-3, atol=1e-4)
     assert json.loads(one[0]).keys() == told.keys()
+    assert (told["teacher_acc"] is not None) == (kind == "tokens") and told["teacher_acc"] == json.loads(one[0])[
+        "teacher_acc"
+    ]
     if kind == "tokens":
         again = run(tmp_path, 2, *words, str(tmp_path / "2"), "--resume")
         assert json.loads(again[0]) == told, "a run that is done is not trained again"
