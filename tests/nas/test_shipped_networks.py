@@ -3,6 +3,7 @@
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import compress
 from latency_tables import SHIPPED as TABLES
 from nas import data as datasets
+from nas.cli.main import main
 from nas.cost import macs, params
 from nas.evaluate import correct
 from nas.networks import network_named
@@ -20,6 +22,7 @@ from search_spaces import zoo
 from search_spaces.errors import InputError
 from search_spaces.spaces.remains import Remains
 from tests.cli.test_commands import nas
+from tests.nas.made_up import taking
 
 ROOT = Path(__file__).parents[2]
 TOLD = json.loads((ROOT / "results" / "pretrained.json").read_text())
@@ -105,3 +108,30 @@ def test_pruning_knows_it_by_name(tmp_path: Path) -> None:
     flags = ("--table", table, "--foreign-table", "--speedup", 1.5, "--out", tmp_path / "pruned")
     line = nas("prune", "digits_vit", "--data", "digits64", *flags, code=2)
     assert "rows of what may be left of digits_vit" in line
+
+
+def unconnected(*given: object) -> None:
+    raise AssertionError("nothing is fetched")
+
+
+@pytest.mark.slow
+def test_the_command_prunes_it_without_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By times that are made up, so that no machine is too busy: a million MACs take a millisecond."""
+    for name in ("socket.socket.connect", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, unconnected)
+    monkeypatch.setattr("nas.tables.tables_dir", lambda: tmp_path / "tables")
+    monkeypatch.setattr("nas.pruning.files.retimed", lambda files, *how: [SimpleNamespace(ms=0.01) for _ in files])
+    out, command = tmp_path / "pruned", "nas prune digits_vit --data digits64 --target cpu-ort-fp32-b1-t1"
+    flags = f"--parts heads,neurons --images 32 --speedup 1.2 --train-epochs 0 --out {out} --json"
+    monkeypatch.setattr("sys.argv", [*command.split(), *flags.split()])
+    with taking(lambda arch: 0.1 + macs(arch) / 1e6), pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found = json.loads(capsys.readouterr().out)
+    before, after = found["before"], found["after"]
+    assert before["macs"] == TOLD["digits_vit"]["macs"] and after["measured_ms"] <= found["budget_ms"]
+    assert found["speedup_measured"] >= 1.2 and after["acc"] > 0.8 * before["acc"] > 0.7
+    assert found["onnx_top1_agreement"] > 0.99 and (out / "model.onnx").is_file()
+    assert network_named(str(out)).arch.id == read_arch(out / "arch.json").id != TOLD["digits_vit"]["arch"]
