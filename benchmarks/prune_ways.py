@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ class Source:
         return twin(self.job.network)
 
 
-def torch_pruning(source: Source, share: float, seed: int) -> Network:
-    """Torch-Pruning's default by its Taylor importance, on as many images as ours is calibrated on, and their labels."""
+def torch_pruning(source: Source, share: float, seed: int, whole_heads: bool = False) -> Network:
+    """Torch-Pruning's default by its Taylor importance, on as many images as ours is calibrated on, and their labels; whole heads, or channels of each."""
     batches = calibration_batches(source.job.data, seed, source.job.images)
-    return pruned(source.of_timm, 1 - share, round_to=ROUND_TO, batches=batches).network
+    return pruned(source.of_timm, 1 - share, whole_heads=whole_heads, round_to=ROUND_TO, batches=batches).network
 
 
 def uniform(source: Source, share: float, seed: int) -> Network:
@@ -109,6 +109,7 @@ def dropped_tokens(source: Source, share: float, seed: int) -> Network:
 
 WAYS: dict[str, Callable[[Source, float, int], Network]] = {
     "torch-pruning": torch_pruning,
+    "torch-pruning-heads": partial(torch_pruning, whole_heads=True),
     "magnitude": magnitude,
     "uniform": uniform,
     "resolution": lower_resolution,

@@ -27,6 +27,7 @@ __all__ = ["TorchPruned", "Twin", "at_macs", "library", "pruned", "twin"]
 
 ROUND_TO = 8  # channels, as the library's README recommends; its example of a ViT has 2
 CLOSE = 1e-4  # logits of a model and its twin, relative to the largest
+LEFT = 1.5  # heads: the library, which rounds up what goes, leaves one then, where it would leave none
 BISECTIONS = 8  # to 1/256 of the channels, below a step of 8 of an MLP's
 
 
@@ -151,7 +152,7 @@ def pruned(
     Args:
         of: the network and its model.
         ratio: of the channels, from 0 to 1.
-        whole_heads: attention loses heads, not channels of every head.
+        whole_heads: attention loses heads, but for one, not channels of every head.
         round_to: what numbers of channels are multiples of.
         batches: images and labels of which the library's Taylor importance takes gradients; without them it goes by magnitude.
 
@@ -175,7 +176,7 @@ def pruned(
             num_heads={part.qkv: part.num_heads for part in attentions},
             prune_num_heads=whole_heads,
             prune_head_dims=not whole_heads,
-            head_pruning_ratio=ratio if whole_heads else 0.0,
+            head_pruning_ratio=min(ratio, 1 - LEFT / attentions[0].num_heads) if whole_heads else 0.0,
             round_to=round_to,
             in_channel_groups={},  # the library's defaults are shared by all pruners of a process
             out_channel_groups={},
