@@ -28,6 +28,7 @@ from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from search_spaces.spaces.frames import Frame, whole_frame
 from tests.cli.test_commands import nas
+from tests.nas.pruning_toy import Prices
 from tests.nas.test_measure import TARGET
 from tests.nas.test_pruning_rivals import NAMES, job_on
 from tests.search_spaces.test_token_prune import network, vit
@@ -152,6 +153,7 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
         prunable=lambda: SimpleNamespace(within=cut, offers=[SimpleNamespace(cheapest=3.0)]),
         measured=measured,
         named=SimpleNamespace(arch=OTHER),
+        table=Prices(),
     )
     files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
     return limits, within(job, budget, files).file.ms
