@@ -1,6 +1,6 @@
 """`Factors`: what a space's codes decide, worked out once for all values of a few positions instead of network by network."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.blocks import Row
+from search_spaces.blocks import BlockSpec, Row
+from search_spaces.states import State
 
 if TYPE_CHECKING:
     from search_spaces.space import Choice
 
-__all__ = ["Factor", "Factors", "rows_of"]
+__all__ = ["Factor", "Factors", "in_a_row", "rows_of"]
 
 MOST = 200_000  # combinations that a table is filled for, which takes a second or two
 
@@ -63,6 +64,15 @@ class Factors:
             which = [found.setdefault(function(*values), len(found)) for values in product(*key[1])]
             self._tables[key] = tuple(found), np.array(which).reshape(sizes)
         return Factor(self._tables[key][0], sources, self._tables[key][1])
+
+
+def in_a_row(blocks: Iterable[BlockSpec], state: State) -> tuple[State, tuple[Row, ...]]:
+    """The state behind blocks that follow each other, and their rows."""
+    rows: list[Row] = []
+    for spec in blocks:
+        rows += spec.rows(state)
+        state = spec.output(state)
+    return state, tuple(rows)
 
 
 def rows_of(terms: Sequence[Factor], code: NDArray[np.int64]) -> list[Row]:

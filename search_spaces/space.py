@@ -107,10 +107,10 @@ class Space(ABC):
     def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
         """Each slot's largest blocks, one of every form, with the largest states that they may meet."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Every latency-table row that a network of this space may need, in a fixed order."""
+        """Every latency-table row that a network of this space may need, in a fixed order: those of its probes."""
+        return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
 
     @property
     @abstractmethod
@@ -171,6 +171,30 @@ class Space(ABC):
                 return None
             code[position] = self.choices[position].values.index(value)
         return code
+
+    def _value(self, code: Code, name: str) -> float | str:
+        """A code's value of the choice of this name."""
+        position = self._at[name]
+        return self.choices[position].values[int(code[position])]
+
+    def _number(self, code: Code, name: str) -> float:
+        """The same, of a choice of numbers."""
+        value = self._value(code, name)
+        assert not isinstance(value, str)
+        return value
+
+    def _count(self, code: Code, name: str) -> int:
+        """The same, of a choice of whole numbers."""
+        return int(self._number(code, name))
+
+    def _clipped(self, code: Code) -> Code:
+        """A copy of a code of the right length, its values brought into range."""
+        limits = np.array([len(choice.values) - 1 for choice in self.choices])
+        return np.clip(np.asarray(code, dtype=np.int64), 0, limits)
+
+    def _by_slot(self, arch: Arch) -> dict[str, tuple[tuple[BlockSpec, State], ...]]:
+        """The blocks of one network by their slots, as in `bank`."""
+        return {slot: (step,) for slot, step in zip(self.slots(arch), arch.steps(), strict=True)}
 
     def _code(self, arch: Arch) -> Code | None:
         """The canonical code of `arch`, None where it is not in the space."""

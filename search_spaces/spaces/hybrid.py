@@ -5,10 +5,8 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import product
 
-import numpy as np
-
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Row, Stem, TokenPrune
+from search_spaces.blocks import MB3D, MB4D, BlockSpec, Embed, Head, Stem, TokenPrune
 from search_spaces.factors import Factor
 from search_spaces.space import Choice, Code, Space, by_size
 from search_spaces.spaces.hybrid_parts import Part, Stage, network_of, parts_of, share_of
@@ -91,13 +89,6 @@ class Hybrid(Space):
         """How many patches of a stage a share of them is; at least one."""
         return share_of(self.tokens(s, image_size), share)
 
-    def _value(self, code: Code, name: str) -> float | str:
-        position = self._at[name]
-        return self.choices[position].values[int(code[position])]
-
-    def _count(self, code: Code, name: str) -> int:
-        return int(self._value(code, name))
-
     def trailing(self, depths: Sequence[int], count: int) -> list[int]:
         """How many 3D blocks each stage has when a network of these depths ends in `count` of them."""
         found = [0] * len(depths)
@@ -127,8 +118,7 @@ class Hybrid(Space):
 
         A pruning location that would keep no fewer patches than the one before it keeps all.
         """
-        limits = np.array([len(choice.values) - 1 for choice in self.choices])
-        given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
+        given = self._clipped(code)
         depths = [self._count(given, f"depth{s}") for s in range(len(self.stages))]
         given[self._at["mb3d"]] = self.fitting(depths, int(given[self._at["mb3d"]]))
         tails = self.trailing(depths, self._count(given, "mb3d"))
@@ -317,11 +307,6 @@ class Hybrid(Space):
                 own = block if tail else None
                 parts.append(Part(max(stage.widths), (ratio,) * (depth - tail), (ratio,) * tail, used, own))
         return parts
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows of all pairs of neighbouring widths, with everything that a block may be."""
-        return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
 
     @cached_property
     def terms(self) -> tuple[Factor, ...]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-import numpy as np
-
 from search_spaces.arch import Arch
 from search_spaces.blocks import (
     BlockSpec,
@@ -15,7 +13,6 @@ from search_spaces.blocks import (
     MobileFormer,
     MobileFormerEmbed,
     MobileFormerPool,
-    Row,
     SideTokens,
     Stem,
 )
@@ -96,15 +93,6 @@ class MobileFormers(Space):
             choices += [by_size(f"ratio{s}.{i}", ratios) for i in range(max(stage.depths))]
         self.choices: tuple[Choice, ...] = tuple(choices)
 
-    def _value(self, code: Code, name: str) -> float:
-        position = self._at[name]
-        value = self.choices[position].values[int(code[position])]
-        assert not isinstance(value, str)
-        return value
-
-    def _count(self, code: Code, name: str) -> int:
-        return int(self._value(code, name))
-
     def fitting(self, s: int, before: int, width: int) -> int:
         """The width of a stage behind one of the width `before`: without a downsampling between them, the next wider where they are equal.
 
@@ -117,8 +105,7 @@ class MobileFormers(Space):
 
     def repair(self, code: Code) -> Code:
         """Set the ratios of absent blocks to 0; a stage that does not downsample gets a width of its own, see `fitting`."""
-        limits = np.array([len(choice.values) - 1 for choice in self.choices])
-        given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
+        given = self._clipped(code)
         width = 0
         for s, stage in enumerate(self.stages):
             width = self.fitting(s, width, self._count(given, f"width{s}"))
@@ -131,7 +118,7 @@ class MobileFormers(Space):
         parts = [
             Part(
                 self._count(code, f"width{s}"),
-                tuple(self._value(code, f"ratio{s}.{i}") for i in range(self._count(code, f"depth{s}"))),
+                tuple(self._number(code, f"ratio{s}.{i}") for i in range(self._count(code, f"depth{s}"))),
             )
             for s in range(len(self.stages))
         ]
@@ -204,13 +191,7 @@ class MobileFormers(Space):
     @cached_property
     def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
         """The largest network's blocks: no weight belongs to a grid."""
-        largest = self.largest
-        return {slot: (step,) for slot, step in zip(self.slots(largest), largest.steps(), strict=True)}
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows of all pairs of neighbouring widths, of every ratio, and of bridges from and to every number of tokens, at every resolution."""
-        return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
+        return self._by_slot(self.largest)
 
     @cached_property
     def terms(self) -> tuple[Factor, ...]:

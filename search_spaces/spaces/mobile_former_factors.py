@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from search_spaces.blocks import MobileFormer, MobileFormerEmbed, MobileFormerPool, Row
-from search_spaces.factors import Factor, Factors
+from search_spaces.factors import Factor, Factors, in_a_row
 from search_spaces.states import Map, State, Streams
 
 if TYPE_CHECKING:
@@ -22,16 +22,10 @@ def terms(space: MobileFormers) -> Iterator[Factor]:
     derive = factors.derive
 
     def begun(size: int, stem: int, tokens: int) -> tuple[State, tuple[Row, ...]]:
-        state: State = Map(3, size, size)
-        rows: list[Row] = []
-        for spec in space.beginning(stem, tokens):
-            rows += spec.rows(state)
-            state = spec.output(state)
-        return state, tuple(rows)
+        return in_a_row(space.beginning(stem, tokens), Map(3, size, size))
 
     def pooled(state: Streams, features: int) -> tuple[Row, ...]:
-        spec = MobileFormerPool(features)
-        return spec.rows(state) + space.head.rows(spec.output(state))
+        return in_a_row((MobileFormerPool(features), space.head), state)[1]
 
     start = derive(begun, factors["resolution"], factors["stem"], factors["tokens"])
     yield derive(lambda start: start[1], start)

@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 
-import numpy as np
-
 from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec, Conv, Head, InvertedResidual, MobileViT, Row
-from search_spaces.factors import Factor, Factors
+from search_spaces.factors import Factor, Factors, in_a_row
 from search_spaces.space import Code, Space, by_size
 from search_spaces.states import Map, State
 
@@ -101,25 +99,16 @@ class MobileViTs(Space):
 
     def repair(self, code: Code) -> Code:
         """Bring values into range: every position matters in every network."""
-        limits = np.array([len(choice.values) - 1 for choice in self.choices])
-        return np.clip(np.asarray(code, dtype=np.int64), 0, limits)
-
-    def _value(self, code: Code, name: str) -> float:
-        position = self._at[name]
-        value = self.choices[position].values[int(code[position])]
-        assert not isinstance(value, str)
-        return value
+        return self._clipped(code)
 
     def _build(self, code: Code) -> Arch:
-        def count(name: str) -> int:
-            return int(self._value(code, name))
-
         parts = []
         for s in range(len(self.widths)):
-            part = Part(count(f"width{s}"), self._value(code, f"expand{s}"))
-            own = s in self.dims
-            parts.append(replace(part, dim=count(f"dim{s}"), depth=count(f"depth{s}")) if own else part)
-        return self.arch(parts, count("resolution"))
+            part = Part(self._count(code, f"width{s}"), self._number(code, f"expand{s}"))
+            if s in self.dims:
+                part = replace(part, dim=self._count(code, f"dim{s}"), depth=self._count(code, f"depth{s}"))
+            parts.append(part)
+        return self.arch(parts, self._count(code, "resolution"))
 
     def _read(self, arch: Arch) -> Code | None:
         values: dict[str, float] = {"resolution": arch.image_size}
@@ -153,13 +142,7 @@ class MobileViTs(Space):
     @cached_property
     def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
         """The largest network's blocks: no weight belongs to a grid."""
-        largest = self.largest
-        return {slot: (step,) for slot, step in zip(self.slots(largest), largest.steps(), strict=True)}
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows of all pairs of neighbouring widths, and of widths and transformers, at every resolution."""
-        return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
+        return self._by_slot(self.largest)
 
     @cached_property
     def terms(self) -> tuple[Factor, ...]:
@@ -203,18 +186,12 @@ def _transformer(dim: int, depth: int) -> tuple[BlockSpec, ...]:
 
 def _behind(blocks: Sequence[BlockSpec], state: State) -> State:
     """The state that blocks in a row give."""
-    for spec in blocks:
-        state = spec.output(state)
-    return state
+    return in_a_row(blocks, state)[0]
 
 
 def _rows(blocks: Sequence[BlockSpec], state: State) -> tuple[Row, ...]:
     """The rows of blocks in a row."""
-    found: tuple[Row, ...] = ()
-    for spec in blocks:
-        found += spec.rows(state)
-        state = spec.output(state)
-    return found
+    return in_a_row(blocks, state)[1]
 
 
 def mobilevit(classes: int = 1000, image_size: tuple[int, ...] = (256, 192)) -> MobileViTs:

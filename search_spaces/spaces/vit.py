@@ -6,10 +6,8 @@ from functools import cached_property
 from itertools import product
 from math import comb
 
-import numpy as np
-
 from search_spaces.arch import Arch
-from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, Row, TokenPrune
+from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Head, Patch, Position, TokenPrune
 from search_spaces.factors import Factor
 from search_spaces.space import Choice, Code, Space, by_size
 from search_spaces.states import State
@@ -98,19 +96,9 @@ class Vit(Space):
         """Patches of an image."""
         return int((image_size // self.patch) ** 2)
 
-    def _value(self, code: Code, name: str) -> float:
-        position = self._at[name]
-        value = self.choices[position].values[int(code[position])]
-        assert not isinstance(value, str)
-        return value
-
-    def _count(self, code: Code, name: str) -> int:
-        return int(self._value(code, name))
-
     def repair(self, code: Code) -> Code:
         """Set the positions of absent blocks to 0; a location that would keep no fewer patches than reach it keeps all."""
-        limits = np.array([len(choice.values) - 1 for choice in self.choices])
-        given = np.clip(np.asarray(code, dtype=np.int64), 0, limits)
+        given = self._clipped(code)
         depth, left = self._count(given, "depth"), self.patches(self._count(given, "resolution"))
         for i in range(depth, max(self.depths)):
             given[[self._at[f"{name}{i}"] for name in ("heads", "qk", "ratio")]] = 0
@@ -126,9 +114,9 @@ class Vit(Space):
         width = self._count(code, "width")
         layers = [
             Layer(
-                self.heads(width, self._value(code, f"heads{i}")),
+                self.heads(width, self._number(code, f"heads{i}")),
                 self._count(code, f"qk{i}"),
-                self._value(code, f"ratio{i}"),
+                self._number(code, f"ratio{i}"),
                 self._count(code, f"keep{i}") if i in self.locations else ALL,
             )
             for i in range(self._count(code, "depth"))
@@ -197,14 +185,8 @@ class Vit(Space):
     def bank(self) -> Mapping[str, tuple[tuple[BlockSpec, State], ...]]:
         """The largest network's blocks, and its positions at every resolution."""
         largest = self.largest
-        found = {slot: (step,) for slot, step in zip(self.slots(largest), largest.steps(), strict=True)}
         place = largest.blocks.index(Position())
-        return {**found, "position": tuple(largest.at(size).steps()[place] for size in self.sizes)}
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows of every width, with everything that a block may be, at every resolution and number of kept patches."""
-        return tuple(sorted({row for arch in self.probes() for row in arch.rows}))
+        return self._by_slot(largest) | {"position": tuple(largest.at(size).steps()[place] for size in self.sizes)}
 
     @cached_property
     def terms(self) -> tuple[Factor, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from search_spaces.blocks import ClassToken, Patch, Position, Row, TokenPrune
-from search_spaces.factors import Factor, Factors
+from search_spaces.factors import Factor, Factors, in_a_row
 from search_spaces.states import Map, Scorer, State, Tokens
 
 if TYPE_CHECKING:
@@ -22,12 +22,7 @@ def terms(space: Vit) -> Iterator[Factor]:
     derive, depth = factors.derive, factors["depth"]
 
     def embedded(size: int, width: int) -> tuple[State, tuple[Row, ...]]:
-        state: State = Map(3, size, size)
-        rows: list[Row] = []
-        for spec in (Patch(width, space.patch), ClassToken(), Position()):
-            rows += spec.rows(state)
-            state = spec.output(state)
-        return state, tuple(rows)
+        return in_a_row((Patch(width, space.patch), ClassToken(), Position()), Map(3, size, size))
 
     def kept(before: Tokens, keep: int) -> Tokens:
         """What is left behind a location that may keep all."""
