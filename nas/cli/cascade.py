@@ -5,7 +5,27 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Command, DataName, Foreign, Json, Out, Resume, Seed, TablePath, TargetName, show
+from nas.cli.options import (
+    BatchSize,
+    Command,
+    CutMix,
+    DataName,
+    Ema,
+    Epochs,
+    Foreign,
+    Json,
+    LearningRate,
+    Limit,
+    Mixup,
+    Out,
+    Resume,
+    Seed,
+    SplitName,
+    TablePath,
+    TargetName,
+    WeightDecay,
+    show,
+)
 
 __all__ = ["cascade"]
 
@@ -19,10 +39,8 @@ cascade = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help=RUN)]
-BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch.")]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many images.")]
 
 
 @cascade.command(cls=Command)
@@ -31,15 +49,13 @@ def train(
     data: DataName,
     feature_reuse: Annotated[bool, typer.Option(help="Later stages reuse features of the one before.")] = True,
     relation_reuse: Annotated[bool, typer.Option(help="Later stages reuse its attention logits.")] = True,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
-    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
-    ema: Annotated[
-        float, typer.Option("--ema", help="Decay of the mean of the weights that is kept; 0 is none.")
-    ] = 0.0,
-    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
-    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    epochs: Epochs = 10,
+    batch_size: BatchSize = 128,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.05,
+    ema: Ema = 0.0,
+    mixup: Mixup = 0.0,
+    cutmix: CutMix = 0.0,
     out: Out = Path("results/cascade"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -95,7 +111,7 @@ def run(
     run: Folder,
     data: DataName,
     split: SplitName = "test",
-    batch: BatchSize = 1,
+    batch: Batch = 1,
     threads: Threads = 1,
     limit: Limit = None,
     json: Json = False,
@@ -110,7 +126,7 @@ def run(
 def export(
     run: Folder,
     out: Out = Path("results/cascade-files"),
-    batch: BatchSize = 1,
+    batch: Batch = 1,
     json: Json = False,
 ) -> None:
     """Write one ONNX file of each exit, which takes what the one before passes on, and check them in a row."""
@@ -124,7 +140,7 @@ def bench(
     run: Folder,
     data: DataName,
     split: SplitName = "test",
-    batch: BatchSize = 1,
+    batch: Batch = 1,
     threads: Threads = 1,
     limit: Limit = None,
     seed: Seed = 0,

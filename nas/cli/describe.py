@@ -4,18 +4,13 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, Json, TablePath, TargetName, fractions, show
+from nas.cli.options import BudgetMs, Json, NetworkName, TablePath, TargetName, fractions, show
 
 __all__ = ["describe"]
 
 
 def describe(
-    arch: Annotated[
-        str,
-        typer.Argument(
-            help="Zoo name, contours_vit, digits_vit, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
-        ),
-    ],
+    arch: NetworkName,
     table: TablePath = None,
     target: TargetName = None,
     budget_ms: BudgetMs = None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, DataName, Json, Weights, show
+from nas.cli.options import BudgetMs, DataName, Json, Limit, SplitName, Weights, show
 
 __all__ = ["evaluate"]
 
@@ -19,8 +19,8 @@ def evaluate(
     data: DataName,
     weights: Weights = None,
     budget_ms: BudgetMs = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many images.")] = None,
+    split: SplitName = "test",
+    limit: Limit = None,
     json: Json = False,
 ) -> None:
     """Accuracy of a trained run or of an exported file."""

@@ -12,16 +12,26 @@ from nas.processes import leads
 from search_spaces.errors import InputError
 
 __all__ = [
+    "BatchSize",
     "BudgetMs",
     "Command",
+    "CutMix",
     "DataName",
+    "Ema",
+    "Epochs",
     "Foreign",
     "Json",
+    "LearningRate",
+    "Limit",
+    "Mixup",
+    "NetworkName",
     "Out",
     "Resume",
     "Seed",
+    "SplitName",
     "TablePath",
     "TargetName",
+    "WeightDecay",
     "Weights",
     "budgets",
     "fractions",
@@ -29,6 +39,8 @@ __all__ = [
     "whole_numbers",
 ]
 
+NETWORKS = "Zoo name, contours_vit, digits_vit, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
+EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME[@FOLDER] or hf:NAME."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
@@ -50,6 +62,16 @@ Weights = Annotated[
     typer.Option("--weights", help="Checkpoint (.safetensors, .pth) of a zoo network, in its authors' naming."),
 ]
 Foreign = Annotated[bool, typer.Option("--foreign-table", help="Accept a table that another machine measured.")]
+NetworkName = Annotated[str, typer.Argument(help=NETWORKS)]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many images.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")]
+LearningRate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")]
+Ema = Annotated[float, typer.Option("--ema", help=EMA)]
+Mixup = Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")]
+CutMix = Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")]
 
 
 class Command(TyperCommand):

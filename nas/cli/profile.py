@@ -4,18 +4,13 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, Json, Seed, show
+from nas.cli.options import BudgetMs, Json, NetworkName, Seed, show
 
 __all__ = ["profile"]
 
 
 def profile(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Zoo name, contours_vit, digits_vit, timm:NAME, hf:NAME, checkpoint, architecture file (JSON), retrain or search run."
-        ),
-    ],
+    model: NetworkName,
     target: Annotated[
         str, typer.Option("--target", help="Device, runtime, dtype, batch, threads.")
     ] = "cpu-ort-fp32-b1-t1",

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import DataName, Foreign, Json, Out, Resume, Seed, TablePath, TargetName, Weights, show
+from nas.cli.options import (
+    CutMix,
+    DataName,
+    Ema,
+    Foreign,
+    Json,
+    Mixup,
+    Out,
+    Resume,
+    Seed,
+    TablePath,
+    TargetName,
+    Weights,
+    show,
+)
 
 __all__ = ["prune"]
 
@@ -13,7 +27,6 @@ PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens
 DROP = (
     "Share of search-validation that may be lost, such as 0.01; alone, the fastest network that loses no more is found."
 )
-EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 ADAPTIVE = "Where what is left drops tokens, learn how many of each image: the budget is held on average."
 MODEL = "A dense ViT: contours_vit or digits_vit, timm:NAME, hf:NAME, a checkpoint, a retrain or prune run, or a zoo name with --weights."
 IMAGES = "Training images to calibrate on, 4096 at most; no labels."
@@ -43,9 +56,9 @@ def prune(
         float | None, typer.Option("--lr", help="Its largest learning rate.", show_default="0.032 / embedding width")
     ] = None,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of its AdamW; 0 is none.")] = 1e-6,
-    ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
-    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
-    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    ema: Ema = 0.0,
+    mixup: Mixup = 0.0,
+    cutmix: CutMix = 0.0,
     adaptive: Annotated[bool, typer.Option("--adaptive", help=ADAPTIVE)] = False,
     weights: Weights = None,
     images: Annotated[int, typer.Option("--images", min=1, help=IMAGES)] = 256,

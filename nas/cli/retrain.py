@@ -5,13 +5,30 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, DataName, Foreign, Json, Out, Resume, Seed, Weights, show, whole_numbers
+from nas.cli.options import (
+    BatchSize,
+    BudgetMs,
+    CutMix,
+    DataName,
+    Ema,
+    Epochs,
+    Foreign,
+    Json,
+    LearningRate,
+    Mixup,
+    Out,
+    Resume,
+    Seed,
+    WeightDecay,
+    Weights,
+    show,
+    whole_numbers,
+)
 
 __all__ = ["retrain"]
 
 TEACHER = "What is distilled from: a retrain run, contours_vit or digits_vit, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors; for an encoder any encoder, whose features it follows."
 SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
-EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is kept; 0 keeps the last weights."
 SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
 DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it is with each number of them."
 THRESHOLDS = (
@@ -41,14 +58,14 @@ def retrain(
         typer.Option("--temperature", help="That softens the scores distilled.", show_default="2; 1 with --thresholds"),
     ] = None,
     budget_ms: BudgetMs = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
-    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")] = 0.05,
+    epochs: Epochs = 10,
+    batch_size: BatchSize = 128,
+    lr: LearningRate = 1e-3,
+    weight_decay: WeightDecay = 0.05,
     label_smoothing: Annotated[float, typer.Option("--label-smoothing", help="From 0, none, to below 1.")] = 0.1,
-    ema: Annotated[float, typer.Option("--ema", help=EMA)] = 0.0,
-    mixup: Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")] = 0.0,
-    cutmix: Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")] = 0.0,
+    ema: Ema = 0.0,
+    mixup: Mixup = 0.0,
+    cutmix: CutMix = 0.0,
     sides: Annotated[str | None, typer.Option("--sides", help=SIDES)] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", min=1, help=SIZE)] = None,
     fresh_head: Annotated[bool, typer.Option("--fresh-head", help=FRESH)] = False,

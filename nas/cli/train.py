@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import DataName, Json, Out, Resume, Seed, show
+from nas.cli.options import BatchSize, DataName, Epochs, Json, LearningRate, Out, Resume, Seed, show
 
 __all__ = ["train"]
 
@@ -13,8 +13,8 @@ __all__ = ["train"]
 def train(
     space: Annotated[str, typer.Option("--space", help="The space whose supernet to train.")],
     data: DataName,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 6,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")] = 128,
+    epochs: Epochs = 6,
+    batch_size: BatchSize = 128,
     largest_epochs: Annotated[
         int,
         typer.Option(
@@ -23,7 +23,7 @@ def train(
             help="Train the largest network alone first, for so many epochs; the supernet starts from it.",
         ),
     ] = 0,
-    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 2e-3,
+    lr: LearningRate = 2e-3,
     out: Out = Path("results/supernet"),
     seed: Seed = 0,
     resume: Resume = False,
