@@ -235,16 +235,16 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     data = dataset(given.images)
     visible(data.size("test"), given.limit)  # refused before anything is trained
     families = {name: list(FAMILIES[name].arms(data.classes)) for name in given.families}
-    hits: dict[str, dict[tuple[str, int], dict[int, Hits]]] = {name: {} for name in families}
     rows: list[dict[str, Any]] = []
     for name, arms in families.items():
+        done, hits = rows, dict[tuple[str, int], dict[int, Hits]]()
         for seed in given.seeds:
             for arm in arms:
-                hits[name][arm.name, seed] = found = hits_of(name, arm, seed, data, given)
+                hits[arm.name, seed] = found = hits_of(name, arm, seed, data, given)
                 accuracies = ", ".join(f"{own.mean():.2%} at {side} pixels" for side, own in found.items())
                 cost = f"{params(arm.arch):,} parameters, {macs(arm.arch) / 1e6:.2f} MMACs"
                 say(f"{name}, {arm.name}, seed {seed}: {accuracies}; {cost}")
-                rows = [row for one, own in families.items() for row in summary(one, own, hits[one], data, given)]
+                rows = done + summary(name, arms, hits, data, given)
                 write(rows, data, given)
     if not given.train:
         archs = list(dict.fromkeys(arm.arch for arms in families.values() for arm in arms))
