@@ -12,6 +12,8 @@ from nas.data.base import Data, Labels, Split
 from nas.data.loading import ordered_loader
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Stage
+from search_spaces.spaces.mobile_former import MobileFormers
+from search_spaces.spaces.mobile_former import Stage as MapStage
 from search_spaces.spaces.mobilevit import MobileViTs
 from search_spaces.spaces.vit import Vit
 
@@ -31,6 +33,12 @@ def toy_mobilevit(classes: int = 4) -> MobileViTs:
     """Sixteen MobileViTs of 32 pixels."""
     widths = ((8,), (8,), (8, 16), (16,), (16,))
     return MobileViTs("mobilevit_toy", (32,), widths, (2,), ((8, 16), (16,)), ((1, 2), (1, 2)), classes)
+
+
+def toy_mobile_former(classes: int = 4) -> MobileFormers:
+    """A hundred Mobile-Formers of 32 pixels."""
+    stages = (MapStage((6, 8), (0, 1)), MapStage((8, 10), (1, 2), down=False))
+    return MobileFormers("mobile_former_toy", (32,), (1, 2), 8, (4,), stages, (2, 3), (8,), classes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The commands on MobileViTs: a released checkpoint, and a space of them, trained and searched."""
+"""The commands on MobileViTs and Mobile-Formers: spaces of them, trained and searched, and a released checkpoint."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,10 +14,12 @@ from nas.cli.main import app
 from nas.data import DATASETS
 from nas.runs import read_arch
 from nas.table_file import Calibration, RowTime, write
-from search_spaces import SPACES
+from search_spaces import SPACES, Space
 from tests.nas.test_latency import content
-from tests.nas.toy import toy, toy_mobilevit
+from tests.nas.toy import toy, toy_mobile_former, toy_mobilevit
 from tests.parity.oracle import filled, reference
+
+TOYS = (toy_mobilevit, toy_mobile_former)
 
 
 def nas(*words: object) -> Any:
@@ -29,16 +32,17 @@ def nas(*words: object) -> Any:
 @pytest.fixture(autouse=True)
 def toys_are_known() -> object:
     with (
-        patch.dict(SPACES, {"mobilevit_toy": toy_mobilevit}),
+        patch.dict(SPACES, {make().name: make for make in TOYS}),
         patch.dict(DATASETS, {"toy": lambda path, image_size, seed: toy()}),
     ):
         yield
 
 
 @pytest.mark.slow
-def test_a_supernet_is_trained_and_searched_in_milliseconds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", TOYS)
+def test_a_supernet_is_trained_and_searched_in_milliseconds(make: Callable[[], Space], tmp_path: Path) -> None:
     """On times that we made up, but for those of the winner."""
-    space = toy_mobilevit()
+    space = make()
     rows = {row.key: RowTime(0.05, 0.05, 0.05, 0.05, 0, 20) for row in space.rows}
     write(tmp_path / "table", content(space=space.name, rows=rows, calibration=Calibration(offset=0.1, scale=1.0)))
     trained = nas("train", "--space", space.name, "--data", "toy", "--epochs", 1, "--out", tmp_path / "s")
