@@ -19,6 +19,7 @@ from nas.timing import time_sessions
 from nas.visits import PROTOCOL
 from search_spaces.arch import Arch
 from search_spaces.blocks import Row
+from search_spaces.cascade import Cascade
 
 __all__ = ["ROUNDS", "decompose", "profile"]
 
@@ -40,7 +41,7 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
         target: where.
         rounds: visits that each network gets at least.
         seed: decides the order of the visits.
-        plateau: whether to time narrower blocks too.
+        plateau: whether to time narrower blocks too; those of a cascade never are.
 
     Returns:
         `network`, `target`, `peak_mb` and `weights_mb` (see `nas.peak_memory`), `networks` (how many were timed), `rounds`,
@@ -50,6 +51,8 @@ def profile(arch: Arch, target: Target, *, rounds: int = ROUNDS, seed: int = 0, 
         InputError: the target asks for more than the machine has, or cannot run the network.
     """
     target.check_here()
+    if plateau and isinstance(arch, Cascade):
+        say("no plateau is told of a cascade, whose blocks are timed where they stand and not narrower")
     probes = make_probes(arch, plateau)
     visits = time_sessions(probes.archs, probes.skeleton, target, rounds=rounds, seed=seed, protocol=PROFILE)
     times = settle(visits, rounds, PROFILE)

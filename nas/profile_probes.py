@@ -7,6 +7,8 @@ from math import ceil
 from nas.cost import macs
 from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec, Head, Row
+from search_spaces.cascade import Cascade
+from search_spaces.spaces.exits import Exits
 from search_spaces.states import State, Tokens
 
 __all__ = ["Chain", "Narrower", "Probes", "make_probes", "row_probes"]
@@ -44,7 +46,7 @@ class Probes:
     """The networks to time for the rows of `arch`."""
 
     arch: Arch
-    skeleton: Arch  # each different block once
+    skeleton: Arch  # each different block once; of a cascade its first stage
     parts: tuple[Arch, ...]
     chains: tuple[Chain, ...]
     chain_of: tuple[int | None, ...]  # for each block the number of its chain; None where it cannot be repeated
@@ -61,8 +63,10 @@ def make_probes(arch: Arch, plateau: bool = True) -> Probes:
 
     Blocks with equal rows are equal. A block that gives what it takes is timed by more copies of it, where it stands in the
     network and in a chain of its own; every other by cutting the network off before and after it. Chains of blocks of which
-    one operator is nearly gone tell operators apart.
+    one operator is nearly gone tell operators apart. Of a cascade it is what `Exits` times, and nothing in chains.
     """
+    if isinstance(arch, Cascade):
+        return Probes(arch, arch.until(0), Exits(arch).probes(), (), (None,) * len(arch.blocks))
     skeleton = _skeleton(arch)
     parts = [_ending(skeleton, count) for count in range(1, len(skeleton.blocks))]
     chains: dict[Rows, Chain | None] = {}

@@ -30,5 +30,5 @@ def profile(
     from nas.networks import network_named
     from nas.profile import profile as run
 
-    arch = network_named(model, budget_ms).arch
+    arch = network_named(model, budget_ms, cascades=True).arch
     show(run(arch, place, rounds=rounds, seed=seed, plateau=not no_plateau), json)

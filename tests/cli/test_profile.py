@@ -8,7 +8,9 @@ import pytest
 
 from search_spaces import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Stem
+from search_spaces.cascade import linked
 from tests.cli.test_bad_input import nas, refused
+from tests.nas.test_cascade import vit
 
 TARGET = "cpu-ort-fp32-b1-t1"
 ARCH = Arch(32, 3, (Stem(8), MB4D(2), Embed(16), MB4D(1), MB3D(2, 8, 8, 4), Head(5)))
@@ -49,6 +51,19 @@ def test_the_printed_form_has_a_line_for_every_block_and_nothing_narrower_where_
         assert word in found.stdout
     assert "smaller: []" in found.stdout and "FFN width" not in found.stdout
     assert re.search(r"plateau", found.stdout) and "True" not in found.stdout
+
+
+def test_a_cascade_is_profiled_as_far_as_each_exit_and_no_plateau_is_told(tmp_path: Path) -> None:
+    arch = linked([vit(16), vit(8)])
+    (tmp_path / "cascade.json").write_text(arch.to_json())
+    found = nas("profile", tmp_path / "cascade.json", "--rounds", 4, "--json")
+    assert found.returncode == 0, found.stderr
+    assert "no plateau is told" in found.stderr
+    value = json.loads(found.stdout)
+    assert value["network"] == arch.id and value["networks"] == 4, "each exit, behind one block and all"
+    assert [block["name"] for block in value["blocks"]] == [f"{i} {spec.label}" for i, spec in enumerate(arch.blocks)]
+    assert sum(block["share"] for block in value["blocks"]) == pytest.approx(1)
+    assert all(block["plateau"] is None for block in value["blocks"]) and value["smaller"] == []
 
 
 @pytest.mark.parametrize(

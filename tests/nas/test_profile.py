@@ -16,6 +16,7 @@ from nas.visits import REFERENCE, Protocol, Visit
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Embed, Head, Position, Row, Stem, TokenPrune
+from tests.nas.test_cascade_costs import CASCADE
 from tests.nas.test_export import MAPS, MOBILE, STREAMS, VIT
 from tests.search_spaces.test_merging import reduced
 from tests.search_spaces.test_token_prune import hybrid, vit
@@ -38,6 +39,7 @@ NETWORKS = {
     "transformers in maps": MOBILE,
     "plain": Arch(32, 3, (Stem(32), *[WIDE] * 6, Head(4))),
 }
+EVERY: dict[str, Arch] = {**NETWORKS, "cascade": CASCADE}
 Truth = Callable[[Row, int], float]  # a row's milliseconds, told by it and its multiply-accumulates
 
 
@@ -71,9 +73,9 @@ def times(probes: Probes, truth: Truth) -> tuple[dict[str, float], dict[Row, flo
     return {arch.id: sum(rows[row] for row in arch.rows) for arch in probes.archs}, rows
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_where_time_follows_work_every_block_and_operator_is_found(name: str) -> None:
-    arch = NETWORKS[name]
+    arch = EVERY[name]
     probes = make_probes(arch)
     ms, rows = times(probes, by_work)
     found = decompose(probes, ms)
