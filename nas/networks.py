@@ -29,6 +29,8 @@ from search_spaces.zoo.released import Normalisation
 
 __all__ = ["Named", "network_named"]
 
+HOLDING = ("cascade", "prune")  # kinds of runs that hold a network, beside retrain's
+
 
 @dataclass(frozen=True)
 class Named:
@@ -128,7 +130,7 @@ class Named:
 def network_named(
     name: str, budget_ms: float | None = None, weights: Path | None = None, *, cascades: bool = False
 ) -> Named:
-    """The network of a name that ships, a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a retrain run, or a search run and one of its budgets.
+    """The network of a name that ships, a zoo name, `timm:NAME`, `hf:NAME`, a checkpoint, an architecture file, a run that holds one, or a search run and one of its budgets.
 
     Args:
         name: what the user gave; `timm:NAME@FILE` takes the weights from a safetensors file, `hf:FOLDER` all from a folder.
@@ -148,7 +150,10 @@ def network_named(
     if isinstance(found.arch, Cascade) and found.arch.told:
         raise InputError(f"{name} is the beginning of a cascade, as tables time it; give the whole cascade")
     if isinstance(found.arch, Cascade) and not cascades:
-        raise InputError(f"{name} is a cascade, which has several exits; this command takes networks of one")
+        raise InputError(
+            f"{name} is a cascade, which has several exits, and this command takes networks of one; those for cascades are "
+            "nas cascade train, calibrate, run, bench and export"
+        )
     return found
 
 
@@ -179,9 +184,8 @@ def _named(name: str, budget_ms: float | None, weights: Path | None) -> Named:
     run = Run.open(path)
     if run.config["kind"] == "search":
         return _winner(run, budget_ms)
-    if run.config["kind"] == "cascade":
-        raise InputError(f"{path} is the run of a cascade, which has several exits; nas cascade run and export take it")
-    found, arch, _ = load_network(path, "prune" if run.config["kind"] == "prune" else "retrain")
+    kind = run.config["kind"]
+    found, arch, _ = load_network(path, kind if kind in HOLDING else "retrain")
     return Named(arch, found, data=run.config.get("data"))
 
 

@@ -28,7 +28,7 @@ from nas.train.loop import Recipe
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["Prices", "bench_run", "calibrate_run", "export_run", "run_run", "train_named"]
+__all__ = ["Prices", "bench_run", "calibrate_run", "export_named", "run_run", "train_named"]
 
 THRESHOLDS = "thresholds.json"
 ROUNDS = 25  # that an exit's time is the median of
@@ -254,13 +254,19 @@ def _exits(hits: torch.Tensor, taken: torch.Tensor, count: int) -> list[dict[str
     ]
 
 
-def export_run(path: Path, out: Path, *, batch: int) -> dict[str, Any]:
+def export_named(name: str, out: Path, *, batch: int, weights: Path | None = None) -> dict[str, Any]:
     """`nas cascade export`: one ONNX file of each exit, checked one after the other on random images.
 
+    What has no weights, such as a zoo name without a checkpoint of `weights`, is exported with random ones.
+
     Raises:
-        InputError: no such run, or a file disagrees with the cascade.
+        InputError: no such cascade, or a file disagrees with it.
     """
-    network, _ = load_cascade(path)
+    named = network_named(name, weights=weights, cascades=True)
+    if not isinstance(named.arch, Cascade):
+        raise InputError(f"{name} has one exit; give it to nas export")
+    network = named.with_weights(seed=0)
+    assert isinstance(network, CascadeNetwork)
     paths = export_exits(network, batch, out)
     differing = check_exits(network, paths, network.arch.example(batch, seed=1))
     return {"paths": [str(one) for one in paths], "max_abs_diff": differing}

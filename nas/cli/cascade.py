@@ -24,15 +24,18 @@ from nas.cli.options import (
     TablePath,
     TargetName,
     WeightDecay,
+    Weights,
     show,
 )
 
 __all__ = ["cascade"]
 
 NETWORKS = (
-    "A cascade (zoo name or architecture file), or two networks or more from coarse to fine, as nas retrain takes them."
+    "A cascade (zoo name, checkpoint, architecture file or run), or two networks or more from coarse to fine, as nas retrain "
+    "takes them."
 )
 RUN = "Folder that `nas cascade train` wrote."
+EXPORTED = "Folder that `nas cascade train` wrote, checkpoint, architecture file, or zoo name (random weights, without --weights)."
 cascade = typer.Typer(
     help="A cascade of ViTs from coarse to fine, where images leave at the first exit that is sure (DVT).",
     no_args_is_help=True,
@@ -124,15 +127,16 @@ def run(
 
 @cascade.command(cls=Command)
 def export(
-    run: Folder,
+    network: Annotated[str, typer.Argument(help=EXPORTED)],
+    weights: Weights = None,
     out: Out = Path("results/cascade-files"),
     batch: Batch = 1,
     json: Json = False,
 ) -> None:
     """Write one ONNX file of each exit, which takes what the one before passes on, and check them in a row."""
-    from nas.cascade.commands import export_run
+    from nas.cascade.commands import export_named
 
-    show(export_run(run, out, batch=batch), json)
+    show(export_named(network, out, batch=batch, weights=weights), json)
 
 
 @cascade.command(cls=Command)

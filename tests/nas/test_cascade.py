@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from nas.cascade.files import export_exits
+from nas.cascade.files import check_exits, export_exits
 from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, shares_of, solve, thresholds_for
 from nas.cost import macs, params
@@ -18,10 +18,10 @@ from nas.data import DATASETS
 from nas.describe import describe
 from nas.errors import BudgetError
 from nas.networks import network_named
-from nas.runs import Run
+from nas.runs import Run, read_arch
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, Cascade, InputError, zoo
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Reuse
 from search_spaces.cascade import CascadeNetwork, linked
 from tests.nas.toy import toy
 
@@ -123,7 +123,7 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
         nas("run", run, "--data", "toy")
     with pytest.raises(InputError, match="--budget-macs must be positive and finite, got -1"):
         nas("calibrate", run, "--data", "toy", "--budget-macs", -1)
-    with pytest.raises(InputError, match="is the run of a cascade, which has several exits"):
+    with pytest.raises(InputError, match="is a cascade, which has several exits"):
         network_named(str(run))
 
     first, both = macs(cascade.stages[0]), macs(cascade)
@@ -142,6 +142,21 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
     assert timed["shares"] == [0, 1] and timed["costs"][0] < timed["costs"][1]
 
 
+@pytest.mark.usefixtures("data")
+def test_relations_are_not_reused_where_that_is_asked_and_one_name_is_a_cascade(tmp_path: Path) -> None:
+    names = [tmp_path / "16.json", tmp_path / "8.json"]
+    for name, patch in zip(names, (16, 8), strict=True):
+        name.write_text(vit(patch).to_json())
+    flags = ("--data", "toy", "--epochs", 1, "--batch-size", 256)
+    nas("train", *names, *flags, "--no-relation-reuse", "--out", tmp_path / "features")
+    cascade = read_arch(tmp_path / "features" / "arch.json")
+    assert cascade == linked([vit(16), vit(8)], relations=False, joint=False)
+    assert not any(isinstance(spec, Reuse) and spec.maps for spec in cascade.blocks)
+    for number, name in enumerate(("features/arch.json", "features")):
+        again = nas("train", tmp_path / name, *flags, "--out", tmp_path / f"again{number}")
+        assert len(again["test_acc"]) == 2 and read_arch(tmp_path / f"again{number}" / "arch.json") == cascade
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "sizes", "patches"), [(True, (32, 32, 32), (16, 8, 4)), (False, (16, 32, 16), (8, 8, 2))]
@@ -149,12 +164,13 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
 def test_files_of_every_exit_in_a_row(
     features: bool, sizes: tuple[int, ...], patches: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Stages of smaller images than the cascade's resize them in their files."""
+    """Stages of smaller images than the cascade's resize them in their files. A name without weights gets random ones."""
     stages = [replace(vit(patch), image_size=size) for patch, size in zip(patches, sizes, strict=True)]
     arch = linked(stages, features=features)
     run = Run.start(tmp_path / "run", "cascade", {}, resume=False)
     run.save_network(arch, fresh_network(arch, 0).state_dict())
-    found = nas("export", run.path, "--batch", 2, "--out", tmp_path / "files")
+    name = run.path if features else run.path / "arch.json"
+    found = nas("export", name, "--batch", 2, "--out", tmp_path / "files")
     assert [Path(path).name for path in found["paths"]] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
     assert max(found["max_abs_diff"]) < 1e-4
     images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in found["paths"]]
@@ -162,6 +178,11 @@ def test_files_of_every_exit_in_a_row(
     assert shapes == [[2, 3, 32, 32]] * 3
     with pytest.raises(InputError, match="has files of a cascade with more exits; choose another --out"):
         export_exits(linked([vit(16), vit(8)]).build(), 1, tmp_path / "files")
+    network = network_named(str(name), cascades=True).with_weights(0)
+    assert isinstance(network, CascadeNetwork)
+    with pytest.raises(InputError, match="gives other scores than the cascade, by nan, and was removed"):
+        check_exits(network, [Path(path) for path in found["paths"]], float("nan") * arch.example(2))
+    assert not any(Path(path).exists() for path in found["paths"])
 
 
 def test_costs_as_far_as_each_exit() -> None:
@@ -178,7 +199,9 @@ def test_costs_as_far_as_each_exit() -> None:
 
 
 def test_commands_of_one_exit_refuse_a_cascade() -> None:
-    with pytest.raises(InputError, match="dvt_deit_small is a cascade, which has several exits"):
+    with pytest.raises(
+        InputError, match=r"dvt_deit_small is a cascade, which has several exits.* nas cascade .*export"
+    ):
         network_named("dvt_deit_small")
     assert network_named("dvt_deit_small", cascades=True).arch == zoo.arch("dvt_deit_small")
 
@@ -198,6 +221,10 @@ def test_bad_input_says_what_is_wrong(tmp_path: Path) -> None:
         (("train", stage, "--data", "toy"), "is a stage that reuses what the one before it knows"),
         (("run", tmp_path, "--data", "toy"), "holds no run"),
         (("calibrate", tmp_path, "--data", "toy"), "give one budget"),
+        (("export", one), "has one exit; give it to nas export"),
+        (("export", tmp_path), "holds no run"),
+        (("export", cascade, "--weights", one), "--weights are of a network of the zoo"),
+        (("export", "dvt_deit_small", "--weights", one), "is no checkpoint: its name should end in"),
     ):
         with pytest.raises(InputError, match=message):
             nas(*words)
