@@ -36,6 +36,8 @@ class Performer(nn.Module):
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, width)
+        # Features are not divided by √directions, as they are in the paper: the ONNX optimiser takes so small an addend as EPS for 0.
+        self.eps = EPS * directions
         self.directions = nn.Parameter(torch.empty(directions, width), requires_grad=False)
         if not self.directions.is_meta:  # as long as Gaussian ones are, and orthogonal
             nn.init.orthogonal_(self.directions, math.sqrt(width))
@@ -44,14 +46,14 @@ class Performer(nn.Module):
         k, q, v = self.kqv(self.norm1(x)).chunk(3, -1)
         k, q = self._features(k), self._features(q)
         total = q @ k.sum(1)[..., None]
-        y = v + self.proj(q @ (k.transpose(1, 2) @ v) / (total + EPS))
+        y = v + self.proj(q @ (k.transpose(1, 2) @ v) / (total + self.eps))
         out: Tensor = y + self.mlp(self.norm2(y))
         return out
 
     def _features(self, x: Tensor) -> Tensor:
         """(B, N, directions), all above zero."""
         along = F.linear(x, self.directions) - x.square().sum(-1, keepdim=True) / 2
-        return along.exp() / math.sqrt(len(self.directions))
+        return along.exp()
 
 
 class TokensToTokenModule(nn.Module):

@@ -17,7 +17,7 @@ from nas.table_file import Calibration, RowTime
 from search_spaces import Arch, Space, Supernet
 from search_spaces.spaces.hybrid_sizes import hybrid, hybrid_digits
 from search_spaces.spaces.vit_sizes import vit_digits
-from tests.contracts.test_spaces import narrow_mobile_former, narrow_vit
+from tests.contracts.test_spaces import narrow_mobile_former, narrow_mobilevit, narrow_vit
 from tests.nas.test_latency import content
 
 SPACES: dict[str, Space] = {
@@ -26,6 +26,7 @@ SPACES: dict[str, Space] = {
     "vit_digits": vit_digits(),
     "vit": narrow_vit(),
     "mobile_former": narrow_mobile_former(),
+    "mobilevit": narrow_mobilevit(),
 }
 DIGITS = ["hybrid_digits", "vit_digits"]
 
