@@ -3,14 +3,13 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 from typing import Protocol
 
 import numpy as np
 
 from compress.dense import Dense, Sizes
-from compress.knapsack import Group, lower_bound, solve
+from compress.knapsack import Floats, Group, Limits, cheapest, lower_bound, solve
 from compress.sensitivity import BlockLoss
 from compress.slicing import BlockSize
 from search_spaces.arch import Arch
@@ -38,25 +37,23 @@ class Offer:
 
     frame: Frame
     loss: float  # of the frame with whole blocks
-    fixed: float  # cost of all that is no block of attention
-    whole: float  # cost with whole blocks
+    fixed: Floats  # (targets,) cost of all that is no block of attention
+    whole: Floats  # (targets,) cost with whole blocks
     groups: Sequence[Group]
     without: Mapping[int, float]
     sizes: Mapping[
         int, tuple[Sequence[BlockSize], Sequence[int]]
     ]  # by position in the dense network: those of attention, and of neurons
 
-    @cached_property
-    def cheapest(self) -> float:
-        """Cost of the cheapest choice."""
-        kept = (float(group.costs.min()) for group in self.groups if group.block not in self.without)
-        return self.fixed + sum(kept)
+    def cheapest(self, budget: Limits) -> Floats:
+        """Costs (targets,) of the cheapest choice, beside a budget; see `compress.knapsack.cheapest`."""
+        return cheapest(self.groups, self.without, self.fixed, budget)
 
-    def bound(self, budget: float) -> float:
+    def bound(self, budget: Limits) -> float:
         """What blocks lose at least, of the surrogate; infinite where nothing fits."""
         return lower_bound(self.groups, self.without, budget - self.fixed)
 
-    def solved(self, budget: float, balance: float = 1.0) -> Sizes | None:
+    def solved(self, budget: Limits, balance: float = 1.0) -> Sizes | None:
         """The sizes of least loss, neurons' weighted by `balance` against attention's; None where nothing fits."""
         weighed = [
             replace(group, losses=group.losses * (balance if number % 2 else 1.0))
@@ -87,7 +84,12 @@ class Offer:
 
 
 def offer(
-    dense: Dense, losses: Mapping[int, BlockLoss], frame: Frame, loss: float, cost: Cost, parts: Collection[str]
+    dense: Dense,
+    losses: Mapping[int, BlockLoss],
+    frame: Frame,
+    loss: float,
+    costs: Sequence[Cost],
+    parts: Collection[str],
 ) -> Offer:
     """What a frame offers.
 
@@ -96,7 +98,7 @@ def offer(
         losses: of its blocks, by position.
         frame: of its `frames`.
         loss: what that loses with whole blocks.
-        cost: of blocks and networks.
+        costs: of blocks and networks, on each target.
         parts: what may be made smaller.
     """
     arch = in_frame(dense.arch, frame)
@@ -105,34 +107,34 @@ def offer(
     sizes: dict[int, tuple[Sequence[BlockSize], Sequence[int]]] = {}
     places = dict(zip(attention_blocks(dense.arch), attention_blocks(arch), strict=True))
     for number, (position, place) in enumerate(places.items()):
-        price = _Price(arch, place, cost)
+        price = _Price(arch, place, costs)
         chosen = sizes_in(dense.arch, number, frame, parts)
         forms, attention = _attention(
             position, losses[position], price, product(chosen.heads, chosen.key_dims, chosen.value_dims)
         )
         whole = losses[position].whole
         base = price(whole)
-        costs = np.array([price(replace(whole, hidden=count)) - base for count in chosen.hidden])
-        groups += [attention, Group(position, costs, np.array([losses[position].hidden(n) for n in chosen.hidden]))]
+        spent = np.array([price(replace(whole, hidden=count)) - base for count in chosen.hidden]).T
+        groups += [attention, Group(position, spent, np.array([losses[position].hidden(n) for n in chosen.hidden]))]
         if number not in frame.scoring and math.isfinite(losses[position].without):
             without[position] = losses[position].without
         sizes[position] = forms, chosen.hidden
     if len(without) == len(places):
         del without[max(without, key=lambda position: without[position])]  # one block stays
-    total = cost.total(arch)
-    wholes = sum(_Price(arch, place, cost)(losses[position].whole) for position, place in places.items())
-    return Offer(frame, loss, total - wholes, total, groups, without, sizes)
+    total = np.array([cost.total(arch) for cost in costs])
+    wholes = [_Price(arch, place, costs)(losses[position].whole) for position, place in places.items()]
+    return Offer(frame, loss, total - sum(wholes), total, groups, without, sizes)
 
 
 @dataclass(frozen=True)
 class _Price:
-    """What a block costs in a frame, with the scoring of patches after it."""
+    """What a block costs in a frame, with the scoring of patches after it, on each target."""
 
     arch: Arch
     place: int
-    cost: Cost
+    costs: Sequence[Cost]
 
-    def __call__(self, size: BlockSize) -> float:
+    def __call__(self, size: BlockSize) -> Floats:
         spec, state, after = (
             self.arch.blocks[self.place],
             self.arch.states[self.place],
@@ -141,19 +143,18 @@ class _Price:
         assert isinstance(spec, MB3D) and isinstance(state, Tokens)
         ratio = size.hidden / state.channels
         sized = replace(spec, heads=size.heads, key_dim=size.key_dim, value_dim=size.value_dim, ratio=ratio)
-        scoring = self.cost.block(after, sized.output(state)) if isinstance(after, TokenPrune) else 0.0
-        return self.cost.block(sized, state) + scoring
+        steps = [(sized, state), *([(after, sized.output(state))] if isinstance(after, TokenPrune) else [])]
+        return np.array([sum(cost.block(*step) for step in steps) for cost in self.costs])
 
 
 def _attention(
     position: int, loss: BlockLoss, price: _Price, shapes: "product[tuple[int, ...]]"
 ) -> tuple[list[BlockSize], Group]:
-    """Sizes of attention, from the cheapest, none of which costs and loses no less than another."""
+    """Sizes of attention, from the cheapest, none of which costs no less on any target than another, and loses no less."""
     every = [BlockSize(heads, key_dim, value_dim, loss.whole.hidden) for heads, key_dim, value_dim in shapes]
-    found = sorted(((price(size), loss.attention(size), size) for size in every), key=lambda one: one[:2])
-    kept: list[tuple[float, float, BlockSize]] = []
-    for cost, lost, size in found:
-        if not kept or lost < kept[-1][1]:
-            kept.append((cost, lost, size))
-    costs, lost_by, sizes = zip(*kept, strict=True)
-    return list(sizes), Group(position, np.array(costs), np.array(lost_by))
+    costs, lost = np.array([price(size) for size in every]), np.array([loss.attention(size) for size in every])
+    order = np.lexsort((lost, *costs.T[::-1]))  # what beats another comes before it
+    figures = np.column_stack([costs, lost])[order]
+    beats = (figures[None] <= figures[:, None]).all(-1)  # [one, other] whether the other beats it
+    kept = order[~np.tril(beats, -1).any(1)]
+    return [every[number] for number in kept], Group(position, costs[kept].T, lost[kept])

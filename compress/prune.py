@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress.adapters import from_module
 from compress.calibration import taken
 from compress.dense import Dense, Framed, Sizes, Statistics, compared, examined, network_of, plans_of
+from compress.knapsack import Floats, Limits
 from compress.offers import Cost, Offer, offer
 from compress.repair import repair
 from compress.sensitivity import block_losses, frame_losses
@@ -47,13 +49,21 @@ LEAST, MOST = 0.25, 4.0  # times what the surrogate says that blocks lose, as ru
 
 
 class BudgetTooSmall(InputError):
-    """Not even the cheapest network fits; `cheapest` is what it costs."""
+    """Not even the cheapest network fits; `cheapest` is what it costs, by the first cost, and `costs` by each."""
 
-    def __init__(self, budget: float, cheapest: float) -> None:
+    def __init__(self, budget: Limits, cheapest: Limits) -> None:
+        budgets, costs = (np.ravel(figures).tolist() for figures in (budget, cheapest))
+        over = [number for number, figures in enumerate(zip(costs, budgets, strict=True), 1) if figures[0] > figures[1]]
+        which = f" by number {' and '.join(map(str, over))}" if len(costs) > 1 and over else ""
         super().__init__(
-            f"the cheapest network of these blocks costs {cheapest:.6g}, above the budget of {budget:.6g}; raise it"
+            f"the cheapest network of these blocks costs {_listed(costs)}, above the budget of {_listed(budgets)}{which}; raise it"
         )
-        self.cheapest = cheapest
+        self.cheapest: float = costs[0]
+        self.costs: tuple[float, ...] = tuple(costs)
+
+
+def _listed(figures: Sequence[float]) -> str:
+    return " and ".join(f"{one:.6g}" for one in figures)
 
 
 class Macs:
@@ -83,7 +93,7 @@ class Pruned:
 
     arch: Arch
     weights: dict[str, Tensor]
-    cost: float
+    cost: float  # by the first of several costs, as the next is
     dense_cost: float
     divergence: float  # mean Kullback-Leibler divergence from the dense network's class probabilities, on the images
     sizes: Sizes
@@ -93,8 +103,8 @@ class Pruned:
 
 def prune(
     model: nn.Module,
-    cost: Cost,
-    budget: float,
+    cost: Cost | Sequence[Cost],
+    budget: float | Sequence[float],
     data: Iterable[Any],
     *,
     images: int = IMAGES,
@@ -111,8 +121,8 @@ def prune(
 
     Args:
         model: dense, as `from_module` takes it.
-        cost: of blocks and networks.
-        budget: in its unit.
+        cost: of blocks and networks; of several, such as the tables of several targets, each is kept within its own budget.
+        budget: in its unit; as many as there are costs.
         data: batches of images (B, channels, H, W), normalised as the model wants them, tuples that begin with them, or dicts
             that hold them as `pixel_values`; no labels.
         images: how many of them candidates are compared on at most; of large ones as many as hold 20,000 tokens.
@@ -123,10 +133,10 @@ def prune(
 
     Raises:
         InputError: no plain ViT; no images, or such as are of other sizes, not in floating point or not finite; weights or scores that
-            are not finite; or `images` or `budget` is no number of them.
+            are not finite; `images` or `budget` is no number of them, or there are other than a budget for each cost.
         BudgetTooSmall: no choice fits.
     """
-    _check_budget(budget)
+    _checked(budget, len(_costs(cost)))
     found = prepare(model, cost, data, images=images, moments=moments, parts=parts, progress=progress)
     if found.idle:
         progress(f"frames left out, as with whole blocks they cost no less than the dense network: {len(found.idle)}")
@@ -135,7 +145,7 @@ def prune(
 
 def prepare(
     model: nn.Module,
-    cost: Cost,
+    cost: Cost | Sequence[Cost],
     data: Iterable[Any],
     *,
     images: int = IMAGES,
@@ -149,6 +159,7 @@ def prepare(
         InputError: as `prune`.
     """
     check_parts(parts)
+    costs = _costs(cost)
     arch, weights = from_module(model)
     try:
         check_plain(arch)
@@ -159,11 +170,11 @@ def prepare(
     dense = examined(arch, weights, taken(data, arch, max(images, moments)), compared(arch, images), parts, progress)
     losses = block_losses(dense, parts, progress)
     offers = [
-        offer(dense, losses, frame, loss, cost, parts) for frame, loss in frame_losses(dense, parts, progress).items()
+        offer(dense, losses, frame, loss, costs, parts) for frame, loss in frame_losses(dense, parts, progress).items()
     ]
-    whole = cost.total(arch)
-    pay = [one for one in offers if one.whole < whole or one.frame == whole_frame(arch)]
-    return Prunable(dense, cost, pay, tuple(one.frame for one in offers if one not in pay), progress)
+    whole = np.array([cost.total(arch) for cost in costs])
+    pay = [one for one in offers if (one.whole < whole).any() or one.frame == whole_frame(arch)]
+    return Prunable(dense, costs, pay, tuple(one.frame for one in offers if one not in pay), progress)
 
 
 def check_parts(parts: Collection[str]) -> tuple[str, ...]:
@@ -178,9 +189,22 @@ def check_parts(parts: Collection[str]) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _check_budget(budget: float) -> None:
-    if math.isnan(budget):
-        raise InputError(f"a budget must be a number, in the unit of the cost, got {budget}")
+def _costs(cost: Cost | Sequence[Cost]) -> tuple[Cost, ...]:
+    """Each cost, where there are any."""
+    found = tuple(cost) if isinstance(cost, Sequence) else (cost,)
+    if not found:
+        raise InputError("there is no cost to keep within a budget; give one at least")
+    return found
+
+
+def _checked(budget: Limits, costs: int) -> Floats:
+    """The budget of each of so many costs."""
+    found = np.atleast_1d(np.asarray(budget, dtype=float))
+    if len(found) != costs:
+        raise InputError(f"each cost has its budget: got {len(found)} for {costs} costs; give as many")
+    if np.isnan(found).any():
+        raise InputError(f"a budget must be a number, in the unit of the cost, got {math.nan}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -197,38 +221,52 @@ class Prunable:
     """A network of which it is known what each way of making it smaller costs and loses."""
 
     dense: Dense
-    cost: Cost
+    costs: Sequence[Cost]
     offers: Sequence[Offer]
     idle: Sequence[Frame]  # that with whole blocks cost no less than the dense network, and are never chosen
     progress: Callable[[str], None]
 
-    def within(self, budget: float, frame: Frame | None = None) -> Pruned:
-        """The network of least divergence that costs at most `budget`, of all frames or of one.
+    @property
+    def cost(self) -> Cost:
+        """The first of the costs."""
+        return self.costs[0]
+
+    def cheapest(self, budget: Limits, frame: Frame | None = None) -> tuple[float, ...]:
+        """What the cheapest network costs by each cost: of all frames or of one that which takes least of a budget."""
+        limits = _checked(budget, len(self.costs))
+        shares = 1 / np.where(limits > 0, limits, 1.0)
+        found = [one.cheapest(limits) for one in self.offers if frame in (None, one.frame)]
+        return tuple(min(found, key=lambda costs: float((costs * shares).max())).tolist())
+
+    def within(self, budget: Limits, frame: Frame | None = None) -> Pruned:
+        """The network of least divergence that costs at most `budget`, or by each cost at most its own, of all frames or of one.
 
         Raises:
-            InputError: the budget is NaN.
+            InputError: the budget is NaN, or there are other than one for each cost.
             BudgetTooSmall: no choice fits.
         """
-        _check_budget(budget)
-        dense = self.dense
-        dense_cost = self.cost.total(dense.arch)
-        if budget >= dense_cost:
-            self.progress(f"the network costs {dense_cost:.6g}, within the budget of {budget:.6g}: it stays as it is")
+        limits, dense = _checked(budget, len(self.costs)), self.dense
+        dense_costs = [cost.total(dense.arch) for cost in self.costs]
+        dense_cost = dense_costs[0]
+        if (limits >= dense_costs).all():
+            self.progress(
+                f"the network costs {_listed(dense_costs)}, within the budget of {_listed(limits.tolist())}: it stays as it is"
+            )
             return Pruned(dense.arch, dict(dense.weights), dense_cost, dense_cost, 0.0, {}, whole_frame(dense.arch))
         offers = [one for one in self.offers if frame in (None, one.frame)]
-        trials, scale = self._trials(offers, budget)
+        trials, scale = self._trials(offers, limits)
         if not trials:
-            raise BudgetTooSmall(budget, min(one.cheapest for one in offers))
+            raise BudgetTooSmall(limits, self.cheapest(limits, frame))
         best = min(trials, key=lambda one: one.divergence)
         self.progress(f"networks of {best.offer.frame.label}")
         surrogate = Surrogate(best.offer.promised(best.sizes), scale, len(trials))
-        sizes, arch, weights = self._best(best, budget)
+        sizes, arch, weights = self._best(best, limits)
         weights = self._repaired(best.offer.frame, sizes, arch, weights)
         divergence = dense.divergence(arch, weights)
         cost = self.cost.total(arch)
         return Pruned(arch, weights, cost, dense_cost, divergence, sizes, best.offer.frame, surrogate)
 
-    def _trials(self, offers: Sequence[Offer], budget: float) -> tuple[list[_Trial], float]:
+    def _trials(self, offers: Sequence[Offer], budget: Limits) -> tuple[list[_Trial], float]:
         """The most promising frames' optima, run one after the other, until no other promises to lose less than the best.
 
         With it what these runs correct blocks' losses by.
@@ -255,7 +293,7 @@ class Prunable:
             scale = min(MOST, max(LEAST, median(told))) if told else 1.0
         return trials, scale
 
-    def _best(self, trial: _Trial, budget: float) -> tuple[Sizes, Arch, dict[str, Tensor]]:
+    def _best(self, trial: _Trial, budget: Limits) -> tuple[Sizes, Arch, dict[str, Tensor]]:
         """Of a frame, the optimum with neurons weighted in several ways, and statistics of the frame's own or of the dense network."""
         dense, framed = self.dense, self.dense.framed(trial.offer.frame)
         choices = [trial.sizes]

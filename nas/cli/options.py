@@ -30,7 +30,9 @@ __all__ = [
     "Seed",
     "SplitName",
     "TablePath",
+    "TablePaths",
     "TargetName",
+    "TargetNames",
     "WeightDecay",
     "Weights",
     "budgets",
@@ -57,6 +59,20 @@ TablePath = Annotated[
     ),
 ]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Which winner of a search run.")]
+TablePaths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--table",
+        help="Latency table (.csv or .json) that `nas measure` wrote, or a name that `nas tables` lists; may be repeated.",
+    ),
+]
+TargetNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1; may be repeated. Tables come before targets.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="Checkpoint (.safetensors, .pth) of a zoo network, in its authors' naming."),

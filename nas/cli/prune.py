@@ -15,8 +15,8 @@ from nas.cli.options import (
     Out,
     Resume,
     Seed,
-    TablePath,
-    TargetName,
+    TablePaths,
+    TargetNames,
     Weights,
     show,
 )
@@ -24,6 +24,9 @@ from nas.cli.options import (
 __all__ = ["prune"]
 
 PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,fusing,merging,width,resolution; all unless told."
+BUDGET = (
+    "Milliseconds that it may take; with several targets given once for all, or once each, and it holds on every one."
+)
 DROP = (
     "Share of search-validation that may be lost, such as 0.01; alone, the fastest network that loses no more is found."
 )
@@ -38,9 +41,9 @@ BASELINES = (
 def prune(
     model: Annotated[str, typer.Argument(help=MODEL)],
     data: DataName,
-    table: TablePath = None,
-    target: TargetName = None,
-    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Milliseconds that it may take.")] = None,
+    table: TablePaths = None,
+    target: TargetNames = None,
+    budget_ms: Annotated[list[float] | None, typer.Option("--budget-ms", help=BUDGET)] = None,
     speedup: Annotated[
         float | None, typer.Option("--speedup", help="How many times as fast it is to be, in place of a budget.")
     ] = None,

@@ -5,20 +5,18 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import Foreign, Json, Out, Resume, Seed, budgets, show
+from nas.cli.options import Foreign, Json, Out, Resume, Seed, TablePaths, TargetNames, budgets, show
 
 __all__ = ["search"]
 
 BUDGETS = "Milliseconds: A[,B...]; with several targets given once for all, or once each, and winners hold theirs on every one."
-TABLE = "Latency table (.csv or .json) that `nas measure` wrote, or a name that `nas tables` lists; may be repeated."
-TARGET = "Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1; may be repeated. Tables come before targets."
 
 
 def search(
     supernet: Annotated[Path, typer.Option("--supernet", help="Run folder that `nas train` wrote.")],
     budget_ms: Annotated[list[str], typer.Option("--budget-ms", help=BUDGETS)],
-    table: Annotated[list[Path] | None, typer.Option("--table", help=TABLE)] = None,
-    target: Annotated[list[str] | None, typer.Option("--target", help=TARGET)] = None,
+    table: TablePaths = None,
+    target: TargetNames = None,
     searcher: Annotated[str, typer.Option("--searcher", help="nsga2.")] = "nsga2",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Networks to evaluate.")] = 60,
     out: Out = Path("results/search"),

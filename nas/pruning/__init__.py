@@ -1,6 +1,7 @@
 """`nas prune`: a trained ViT made faster on a target until the time measured, or the accuracy lost, is what may be."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nas.pruning.judge import val_accuracy
 from nas.pruning.outcome import outcome
 from nas.pruning.page import KEPT, write_pruned
 from nas.pruning.pictures import write_kept
+from nas.pruning.places import Taken, exceeded, places_of, told, where
 from nas.pruning.rivals import rival_rows
 from nas.pruning.saved import remembered
 from nas.runs import Run
@@ -41,9 +43,9 @@ def prune_network(
     dataset: str,
     out: Path,
     *,
-    table: Path | None = None,
-    target: str | None = None,
-    budget_ms: float | None = None,
+    table: Path | Sequence[Path] | None = None,
+    target: str | Sequence[str] | None = None,
+    budget_ms: float | Sequence[float] | None = None,
     speedup: float | None = None,
     max_drop: float | None = None,
     healing: Healing = CALIBRATION,
@@ -58,7 +60,8 @@ def prune_network(
     """`nas prune`: `before` and `after`, each `params`, `macs`, `measured_ms`, `peak_mb`, `acc`, and the run's files.
 
     The rows that the target's table lacks for this network's sizes are measured first. A network over the budget is pruned
-    further: the prediction's limit is lowered by what it was exceeded by; so is one whose file is. Where the data has other classes than the network, a
+    further: the prediction's limit is lowered by what it was exceeded by; so is one whose file is. Of several tables and targets the first is the main
+    one, and budgets, one for all or one each, hold on every one: `targets`. Where the data has other classes than the network, a
     classifier is fitted first. Accuracies are on the test split, read once at the end; what `max_drop` allows is of
     search-validation. Images without labels have no accuracy: `agreement` is the share on which the best class is the dense network's.
     With `baselines` its rivals are there, too.
@@ -68,7 +71,8 @@ def prune_network(
             which are not there.
         BudgetError: nothing that is left of the network holds the budget, or none that does holds the accuracy.
     """
-    goal = Goal(budget_ms, speedup, max_drop)
+    budgets = () if budget_ms is None else (budget_ms,) if isinstance(budget_ms, float | int) else tuple(budget_ms)
+    goal = Goal(budgets, speedup, max_drop)
     if images < 1:
         raise InputError(f"--images must be at least 1, got {images}")
     parts = tuple(one for one in check_parts(parts) if not healing.adaptive or one not in ("fusing", "merging"))
@@ -79,8 +83,9 @@ def prune_network(
     labels_for = "--max-drop" if max_drop is not None else "--train-epochs" if healing.epochs else None
     Run.check_free(out, resume=resume)
 
-    def check(named: Named, data: Data, place: Target) -> None:
-        _check_healing(named.arch, data, place, goal, healing, seed)
+    def check(named: Named, data: Data, targets: Sequence[Target]) -> None:
+        _check_targets(goal, healing, baselines, targets)
+        _check_healing(named.arch, data, targets[0], goal, healing, seed)
 
     job = job_of(name, dataset, table, target, weights, images, parts, seed, foreign, labels_for, check)
     config = {
@@ -88,7 +93,8 @@ def prune_network(
         "arch": job.named.arch.id,
         "data": dataset,
         "table": job.table.path.name,  # it may have got rows for other parts since
-        "budget_ms": budget_ms,
+        **({"tables_beside": [one.path.name for one in job.beside]} if job.beside else {}),
+        "budget_ms": [*budgets] if len(budgets) > 1 else next(iter(budgets), None),
         "speedup": speedup,
         "images": images,
         "parts": sorted(parts),
@@ -103,11 +109,21 @@ def prune_network(
             return run.summary
         fitted = job.fitted(out / "dense")
         with tempfile.TemporaryDirectory(prefix="prune-", dir=scratch_dir()) as scratch:
-            files = Files(fitted, out, Path(scratch))
-            summary = _pruned(fitted, run, goal, healing, files, name if baselines else None)
+            places = places_of(fitted, out, Path(scratch))
+            summary = _pruned(fitted, run, goal, healing, places, name if baselines else None)
         summary["fitted_head"] = str(out / "dense") if job.own_head else None
         write_pruned(run.path, summary)
         return run.finish(summary)
+
+
+def _check_targets(goal: Goal, healing: Healing, baselines: bool, targets: Sequence[Target]) -> None:
+    """Refuse what is of one target alone, of several."""
+    goal.check(len(targets))
+    given = [flag for flag, value in {"--adaptive": healing.adaptive, "--baselines": baselines}.items() if value]
+    if given and len(targets) > 1:
+        raise InputError(
+            f"{given[0]} is of one target, and there are {len(targets)}; leave it out, or give one --table or --target"
+        )
 
 
 def _check_healing(arch: Arch, data: Data, target: Target, goal: Goal, healing: Healing, seed: int) -> None:
@@ -126,43 +142,63 @@ def _check_healing(arch: Arch, data: Data, target: Target, goal: Goal, healing: 
             )
 
 
-def _pruned(job: Job, run: Run, goal: Goal, healing: Healing, files: Files, rivals_of: str | None) -> dict[str, Any]:
+def _pruned(
+    job: Job, run: Run, goal: Goal, healing: Healing, places: Sequence[Files], rivals_of: str | None
+) -> dict[str, Any]:
     """The summary, with the rivals of the network that the user called `rivals_of`; None for no rivals."""
-    dense_ms = remembered(run.path / "dense-ms.json", lambda: job.measured([job.named.arch])[0]["measured_ms"])
-    budget = goal.budget(dense_ms)
+    dense_ms = [_dense_ms(place) for place in places]
+    budgets = goal.budgets(dense_ms)
     floor = None if goal.max_drop is None else Floor(goal.max_drop, val_accuracy(job, job.dense()))
-    told: dict[str, Any] = {}
-    if budget is None:
+    more: dict[str, Any] = {}
+    if budgets is None:
         assert floor is not None, "a goal without a budget has a floor"
-        attempt, told["tries"] = fastest(job, run.path / "tries", floor, healing)
+        attempt, more["tries"] = fastest(job, run.path / "tries", floor, healing)
     else:
-        dense = unchanged_within(job, files, budget) if dense_ms <= budget else None
+        dense = None if exceeded(dense_ms, budgets) else unchanged_within(places, budgets)
         if dense is not None:
-            say(f"the network takes {dense_ms:.4g} ms as it is, within the budget of {budget:.4g} ms")
-        attempt = dense or healed_within(job, files, budget, healing)
-        _say_median(job, attempt.after["measured_median_ms"], budget)
-    found, after = attempt.found, attempt.after["measured_ms"]
+            as_it_is, most = (told(dict(enumerate(times)), places) for times in (dense_ms, budgets))
+            say(f"the network takes {as_it_is} as it is, within the budget of {most}")
+        attempt = dense or healed_within(places, budgets, healing)
+        for place, one, budget in zip(places, attempt.taken, budgets, strict=True):
+            _say_median(place.job, one.after["measured_median_ms"], budget)
+    found = attempt.found
     if floor is not None:
-        told |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
-    file = attempt.delivered(files)
-    if file.ms is not None and abs(file.ms / after - 1) > AGREE:
-        say(
-            f"the exported file takes {file.ms:.4g} ms in a process of its own, {file.ms / after - 1:+.1%} from what was measured before"
-        )
+        more |= {"max_drop": floor.max_drop, "val_acc": {"before": floor.dense, "after": held(job, found, floor)}}
+    taken = attempt.delivered(places)
+    for place, one in zip(places, taken, strict=True):
+        _say_file(one, where(place, places))
     run.save_network(found.arch, found.weights)
     kept = write_kept(network_of(found.arch, found.weights), job.data, run.path / KEPT)
     heal_rival = healer(job, run.path / "rivals", healing)
+    first, file = taken[0], taken[0].file
+    assert file is not None, "it was delivered"
+    most_ms = first.ms if budgets is None else budgets[0]
     return {
-        **outcome(job, found, budget, attempt.before, attempt.after),
+        **outcome(job, found, budgets, taken),
         "training": attempt.training,
-        **told,
-        **file.summary(after),
-        "baselines": [] if rivals_of is None else rival_rows(job, rivals_of, found, budget or after, files, heal_rival),
+        **more,
+        **file.summary(first.ms),
+        "baselines": [] if rivals_of is None else rival_rows(job, rivals_of, found, most_ms, places[0], heal_rival),
         "arch": str(run.path / "arch.json"),
         "weights": str(run.path / "weights.safetensors"),
         "kept": None if kept is None else str(kept),
         "report": str(run.path / "report.html"),
     }
+
+
+def _dense_ms(place: Files) -> float:
+    """Milliseconds of the dense network on a target, as they were measured first."""
+    job = place.job
+    return remembered(place.out / "dense-ms.json", lambda: job.measured([job.named.arch])[0]["measured_ms"])
+
+
+def _say_file(taken: Taken, on: str) -> None:
+    """Say where a file takes another time than the network did."""
+    ms = taken.file_ms
+    if ms is not None and abs(ms / taken.ms - 1) > AGREE:
+        say(
+            f"the exported file takes {ms:.4g} ms{on} in a process of its own, {ms / taken.ms - 1:+.1%} from what was measured before"
+        )
 
 
 def _say_median(job: Job, median: float, budget: float) -> None:

@@ -1,18 +1,19 @@
-"""A network pruned for a budget, healed where that is asked for, and measured beside the dense one."""
+"""A network pruned for a budget, healed where that is asked for, and measured beside the dense one, on each target."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
 from compress.prune import Pruned
 from nas.errors import BudgetError
 from nas.progress import say
-from nas.pruning.choice import SPARE, within
+from nas.pruning.choice import SPARE, Held, within
 from nas.pruning.files import Delivered, Files
 from nas.pruning.heal import Healing, heal
 from nas.pruning.job import Job
 from nas.pruning.judge import harmed
+from nas.pruning.places import Budgets, Taken, exceeded, told
 from nas.pruning.saved import Times, remembered, saved
 from search_spaces.arch import Arch
 
@@ -27,92 +28,105 @@ ROOM = 0.99  # share of the budget that what is to be trained is held to: a file
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is left of a network, its times, and before them those of the dense network in the same run."""
+    """What is left of a network, and what it takes on each target."""
 
     found: Pruned
-    before: Times
-    after: Times
+    taken: tuple[Taken, ...]
     training: dict[str, Any] | None = None  # what it came to, if there was one
-    file: Delivered | None = None  # None where it is still to be made
-    told: Mapping[str, float] = field(
-        default_factory=dict
-    )  # when it was chosen: `cheapest_ms`, and `file_ms` where files are timed
 
-    def delivered(self, files: Files) -> Delivered:
-        """Its file; one that has been timed is not timed again."""
-        return self.file or files.delivered(self.found.arch, self.found.weights, self.told.get("file_ms"))
+    def delivered(self, places: Sequence[Files]) -> tuple[Taken, ...]:
+        """What it takes, with its file on each target; one that has been timed is not timed again."""
+        return tuple(
+            replace(one, file=one.file or place.delivered(self.found.arch, self.found.weights, one.told.get("file_ms")))
+            for one, place in zip(self.taken, places, strict=True)
+        )
 
 
-def healed_within(job: Job, files: Files, budget: float, healing: Healing) -> Attempt:
-    """The network that is measured to be within the budget, as its file is; kept in `calibrated` of the run, and in `trained` after training.
+def healed_within(places: Sequence[Files], budgets: Budgets, healing: Healing) -> Attempt:
+    """The network that is measured to be within the budget of each target, as its files are; kept in `calibrated` of the run, and in `trained` after training.
 
     Raises:
-        BudgetError: nothing that is left of the network holds the budget.
+        BudgetError: nothing that is left of the network holds the budgets.
     """
-    made: list[Delivered] = []
-    room = ROOM * budget if healing.changes else budget
+    made: list[Held] = []
+    room = tuple(ROOM * budget for budget in budgets) if healing.changes else budgets
 
     def make() -> tuple[Pruned, list[Times]]:
-        held = within(job, room, files)
-        made.append(held.file)
-        told = {"cheapest_ms": held.cheapest_ms, **({} if held.file.ms is None else {"file_ms": held.file.ms})}
-        return held.found, [held.before, held.after, told]
+        made.append(within(places, room))
+        return made[0].found, [times for one in made[0].taken for times in one.recorded]
 
-    config = {"dense": job.source, "budget_ms": budget}
-    found, (before, after, *rest) = saved(files.out / "calibrated", config, make)
-    calibrated = Attempt(found, before, after, file=made[0] if made else None, told=rest[0] if rest else {})
-    return _trained_within(job, files, calibrated, budget, healing) if healing.changes else calibrated
+    config = {"dense": places[0].job.source, "budget_ms": budgets[0] if len(budgets) == 1 else [*budgets]}
+    found, times = saved(places[0].out / "calibrated", config, make)
+    calibrated = Attempt(found, made[0].taken if made else Taken.read(times))
+    return _trained_within(places, calibrated, budgets, healing) if healing.changes else calibrated
 
 
-def _trained_within(job: Job, files: Files, calibrated: Attempt, budget: float, healing: Healing) -> Attempt:
+def _trained_within(places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing) -> Attempt:
     """What calibration gave, trained, unless that harms; where thresholds let it take too long, once more for less."""
-    limit, found = SPARE * budget if healing.adaptive else budget, calibrated.found
+    job, files = places[0].job, places[0].out
+    limit, found = SPARE * budgets[0] if healing.adaptive else budgets[0], calibrated.found
     for number in range(1, TRIES + 1):
-        out = files.out / ("trained" if number == 1 else f"trained-{number}")
+        out = files / ("trained" if number == 1 else f"trained-{number}")
         left, training = heal(job, found, out, healing, limit)
-        file = calibrated.file if number == 1 else None  # written over by then
+        if number > 1:  # files are written over by then
+            calibrated = replace(calibrated, taken=tuple(replace(one, file=None) for one in calibrated.taken))
         if training is None:
-            return replace(calibrated, file=file)
+            return calibrated
         if harmed(job, calibrated.found, left):
             what = "training made it worse" if healing.epochs else "thresholds make it worse"
             say(f"{what} on search-validation: what calibration alone gave stays; train longer, or with a lower --lr")
-            return replace(calibrated, training={**training, "used": False}, file=file)
+            return replace(calibrated, training={**training, "used": False})
         training["used"] = True
-        if left.arch == calibrated.found.arch:
-            before, after = calibrated.before, calibrated.after  # no time depends on weights
-        else:
-            before, after = _measured(job, [job.named.arch, left.arch], budget)
-        taken = after["measured_ms"]
-        if taken <= budget:
-            file = _delivered(files, left, budget)
-            if not file.over(budget):
-                return Attempt(left, before, after, training, file)
-            assert file.ms is not None
-            taken = file.ms
-        over = f"{'trained' if healing.epochs else 'with thresholds'}, the network takes {taken:.4g} ms, over the budget of {budget:.4g} ms"
+        taken = calibrated.taken  # no time depends on weights
+        if left.arch != calibrated.found.arch:
+            taken = _taken(places, [job.named.arch, left.arch], budgets)
+        over = exceeded([one.ms for one in taken], budgets)
+        if not over:
+            taken = _delivered(places, taken, left, budgets)
+            over = exceeded([one.file_ms for one in taken], budgets)
+            if not over:
+                return Attempt(left, taken, training)
+        above = told({number: budgets[number] for number in over}, places)
+        line = f"{'trained' if healing.epochs else 'with thresholds'}, the network takes {told(over, places)}, over the budget of {above}"
         if left.arch == found.arch:
             break
-        say(f"{over}: thresholds are set for less")
-        limit = remembered(files.out / f"limit-{number}.json", limit * SPARE * budget / taken)
+        say(f"{line}: thresholds are set for less")
+        share = min(budgets[number] / ms for number, ms in over.items())
+        limit = remembered(files / f"limit-{number}.json", limit * SPARE * share)
         found = left
-    least = calibrated.told.get("cheapest_ms")
-    cheapest = "" if least is None else f"; the cheapest network of these blocks is predicted to take {least:.4g} ms"
-    raise BudgetError(f"{over}{cheapest}; it is kept in {out}: measure again on a quieter machine, with --resume")
+    least = {
+        number: one.told["cheapest_ms"] for number, one in enumerate(calibrated.taken) if "cheapest_ms" in one.told
+    }
+    cheapest = f"; the cheapest network of these blocks is predicted to take {told(least, places)}" if least else ""
+    raise BudgetError(f"{line}{cheapest}; it is kept in {out}: measure again on a quieter machine, with --resume")
 
 
 def unchanged(job: Job) -> Attempt:
-    """The dense network as it is."""
+    """The dense network as it is, on one target."""
     (times,) = job.measured([job.named.arch])
-    return Attempt(job.dense(), times, times)
+    return Attempt(job.dense(), (Taken(times, times),))
 
 
-def unchanged_within(job: Job, files: Files, budget: float) -> Attempt | None:
-    """The dense network as it is; None where measured again, or as a file, it is over the budget."""
-    (times,) = _measured(job, [job.named.arch], budget)
-    if times["measured_ms"] > budget:
+def unchanged_within(places: Sequence[Files], budgets: Budgets) -> Attempt | None:
+    """The dense network as it is; None where measured again, or as a file, it is over the budget of a target."""
+    dense = places[0].job.dense()
+    taken = _taken(places, [dense.arch], budgets)
+    if exceeded([one.ms for one in taken], budgets):
         return None
-    file = _delivered(files, job.dense(), budget)
-    return None if file.over(budget) else Attempt(job.dense(), times, times, file=file)
+    taken = _delivered(places, taken, dense, budgets)
+    return None if exceeded([one.file_ms for one in taken], budgets) else Attempt(dense, taken)
+
+
+def _taken(places: Sequence[Files], archs: Sequence[Arch], budgets: Budgets) -> tuple[Taken, ...]:
+    """What the last of networks takes on each target, beside the first."""
+    runs = [_measured(place.job, archs, budget) for place, budget in zip(places, budgets, strict=True)]
+    return tuple(Taken(run[0], run[-1]) for run in runs)
+
+
+def _delivered(places: Sequence[Files], taken: Sequence[Taken], found: Pruned, budgets: Budgets) -> tuple[Taken, ...]:
+    """What a network takes, with its file on each target."""
+    each = zip(places, taken, budgets, strict=True)
+    return tuple(replace(one, file=_file(place, found, budget)) for place, one, budget in each)
 
 
 def _measured(job: Job, archs: Sequence[Arch], budget: float) -> list[Times]:
@@ -126,7 +140,7 @@ def _measured(job: Job, archs: Sequence[Arch], budget: float) -> list[Times]:
     return next(run for run in runs if run[-1]["measured_ms"] == middle)
 
 
-def _delivered(files: Files, found: Pruned, budget: float) -> Delivered:
+def _file(files: Files, found: Pruned, budget: float) -> Delivered:
     """The file of a network; where it is over the budget, with the median of some timings."""
     file = files.delivered(found.arch, found.weights)
     if file.ms is None or not file.over(budget):

@@ -16,6 +16,7 @@ from nas.pruning.goal import Floor
 from nas.pruning.heal import Healing, heal
 from nas.pruning.job import Job
 from nas.pruning.judge import val_accuracy
+from nas.pruning.places import Taken
 from nas.pruning.saved import saved
 from nas.runs import Run
 
@@ -127,7 +128,7 @@ def _last(job: Job, folder: Path, record: dict[str, Any], healing: Healing) -> A
     if after["measured_ms"] >= before["measured_ms"]:
         say("what is left takes no less time than the network as it is, which stays")
         return unchanged(job)
-    return Attempt(found, before, after, training)
+    return Attempt(found, (Taken(before, after),), training)
 
 
 def _sweep(folder: Path, bracket: Bracket) -> None:

@@ -1,7 +1,9 @@
 """What a pruned network is to keep to: a time, an accuracy, or both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas.search.places import budgets_each
 from search_spaces.errors import InputError
 
 __all__ = ["Floor", "Goal"]
@@ -11,32 +13,50 @@ ROUNDING = 1e-9  # by which accuracies that are equal may differ
 
 @dataclass(frozen=True)
 class Goal:
-    """A budget in ms or a speed-up, and how much accuracy on search-validation may be lost; not all of them None."""
+    """Budgets in ms, once for all targets or once each, or a speed-up, and how much accuracy on search-validation may be lost; not none of them."""
 
-    budget_ms: float | None = None
+    budgets_ms: tuple[float, ...] = ()
     speedup: float | None = None
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what says nothing or too much."""
-        if self.budget_ms is not None and self.speedup is not None:
+        if self.budgets_ms and self.speedup is not None:
             raise InputError("give either --budget-ms MS or --speedup X")
-        if self.budget_ms is None and self.speedup is None and self.max_drop is None:
+        if not self.budgets_ms and self.speedup is None and self.max_drop is None:
             raise InputError(
                 "give either --budget-ms MS or --speedup X, or the accuracy that may be lost: --max-drop X"
             )
         if self.speedup is not None and not 1 < self.speedup < float("inf"):
             raise InputError(f"--speedup must be above 1 and finite, got {self.speedup:g}")
-        if self.budget_ms is not None and not 0 < self.budget_ms < float("inf"):
-            raise InputError(f"--budget-ms must be positive and finite, got {self.budget_ms:g}")
+        for budget in self.budgets_ms:
+            if not 0 < budget < float("inf"):
+                raise InputError(f"--budget-ms must be positive and finite, got {budget:g}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(
                 f"--max-drop is a share of the images from 0 to below 1, such as 0.01, got {self.max_drop:g}"
             )
 
-    def budget(self, dense_ms: float) -> float | None:
-        """Milliseconds, where the dense network takes so many."""
-        return dense_ms / self.speedup if self.speedup is not None else self.budget_ms
+    def check(self, targets: int) -> None:
+        """Refuse what cannot be on so many targets.
+
+        Raises:
+            InputError: there are budgets for other than all or each, or, of several, an accuracy without a budget.
+        """
+        if len(self.budgets_ms) > 1:
+            budgets_each([(budget,) for budget in self.budgets_ms], targets)
+        if targets > 1 and not self.budgets_ms and self.speedup is None:
+            raise InputError(
+                "--max-drop alone looks for the fastest network on one target; give one --table or --target, or add --budget-ms or "
+                "--speedup"
+            )
+
+    def budgets(self, dense_ms: Sequence[float]) -> tuple[float, ...] | None:
+        """Milliseconds on each target, where the dense network takes so many on each."""
+        if self.speedup is not None:
+            return tuple(ms / self.speedup for ms in dense_ms)
+        each = self.budgets_ms if len(self.budgets_ms) > 1 else self.budgets_ms * len(dense_ms)
+        return each or None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from compress.finite import check_finite
 from compress.prune import MOMENTS, Prunable, Pruned, prepare
@@ -16,7 +17,7 @@ from nas.networks import Named, network_named
 from nas.progress import say
 from nas.pruning.own_head import check_labelled, with_own_head
 from nas.runs import digest
-from nas.tables import find_table, table_path, timed
+from nas.tables import find_tables, table_path, timed
 from nas.target import Target
 from nas.train.retrain import Teacher
 from search_spaces.arch import Arch, Network
@@ -27,6 +28,8 @@ from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
 
 __all__ = ["Job", "Milliseconds", "job_of"]
+
+Given = TypeVar("Given", str, Path)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Job:
     seed: int
     source: str = ""  # names the weights that the user gave
     own_head: bool = False  # whether the classifier is still to be fitted to the data's classes
+    beside: tuple[LatencyTable, ...] = ()  # of further targets, on which budgets hold too
+
+    @property
+    def places(self) -> "tuple[Job, ...]":
+        """The job as it is on each target alone, the first as its own."""
+        return tuple(replace(self, table=table, beside=()) for table in (self.table, *self.beside))
 
     @property
     def encoder(self) -> bool:
@@ -108,38 +117,42 @@ class Job:
     def prunable(self) -> Prunable:
         """What the images tell of the network."""
         batches = calibration_batches(self.data, self.seed, self.images)
-        cost = Milliseconds(self.table)
-        found = prepare(self.network, cost, batches, parts=self.parts, progress=lambda what: say(f"pruning: {what}"))
+        costs = [Milliseconds(place.table) for place in self.places]
+        found = prepare(self.network, costs, batches, parts=self.parts, progress=lambda what: say(f"pruning: {what}"))
+        names = " or ".join(place.table.target.name for place in self.places)
         for frame in found.idle:
-            say(f"{frame.label}: no faster than the dense network on {self.table.target.name}, left out")
+            say(f"{frame.label}: no faster than the dense network on {names}, left out")
         return found
 
 
 def job_of(
     name: str,
     dataset: str,
-    table: Path | None,
-    target: str | None,
+    table: Path | Sequence[Path] | None,
+    target: str | Sequence[str] | None,
     weights: Path | None,
     images: int,
     parts: tuple[str, ...],
     seed: int,
     foreign: bool,
     labels_for: str | None = None,
-    check: Callable[[Named, Data, Target], None] = lambda named, data, target: None,
+    check: Callable[[Named, Data, Sequence[Target]], None] = lambda named, data, targets: None,
 ) -> Job:
-    """The job that a user's names describe; the rows that the target's table lacks are measured first.
+    """The job that a user's names describe; the rows that the targets' tables lack are measured first.
 
+    Targets are those of tables and then those that are named, the first the main one; of one table and the name of its target it is one.
     `labels_for` is the flag, if there is one, that a network with a classifier needs labels for. `check` may refuse before
     anything is measured.
 
     Raises:
         InputError: no such network or data, no weights or such as are not finite, more images than calibration takes, labels that are
-            needed and not there or out of range, classes without images where a classifier is to be fitted, or a table of another
-            target or without the rows.
+            needed and not there or out of range, classes without images where a classifier is to be fitted, a target twice, or a
+            table without the rows.
     """
     if images > MOMENTS:
         raise InputError(f"--images must be at most {MOMENTS}, since calibration takes no more, got {images}")
+    tables, names = _several(table), _several(target)
+    targets = _targets(tables, names)
     named = network_named(name, weights=weights)
     if named.network is None:
         raise InputError(
@@ -163,8 +176,15 @@ def job_of(
         remains = Remains(named.arch, parts)
     except ValueError as error:
         raise InputError(f"{name} cannot be pruned: {error}") from error
-    check(named, data, _target(table, target))
-    prices = _table(table, target, remains)
+    check(named, data, targets)
+    found = find_tables(tables, names if len(targets) > len(tables) else (), lambda: remains)
+    for prices in found:
+        _check_prices(prices, remains, name, foreign)
+    return Job(named, named.network, data, found[0], images, parts, seed, source, own_head, tuple(found[1:]))
+
+
+def _check_prices(prices: LatencyTable, remains: Remains, name: str, foreign: bool) -> None:
+    """Refuse a table of another machine, unless that is meant, or without rows of what may be left; say so where it is not good."""
     prices.check_machine(foreign)
     if not prices.verdict["good"]:
         say(f"{prices.path.name} is not to be relied on: {prices.verdict['why']}")
@@ -174,31 +194,29 @@ def job_of(
             f"{prices.path.name} lacks {len(lacking)} rows of what may be left of {name}, such as {lacking[0].key}; pass "
             f"--target {prices.target.name} in its place, which measures them"
         )
-    return Job(named, named.network, data, prices, images, parts, seed, source, own_head)
 
 
-def _target(table: Path | None, target: str | None) -> Target:
-    """What the network is to be fast on.
+def _several(given: Given | Sequence[Given] | None) -> tuple[Given, ...]:
+    """Each of what is given."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str | Path) else tuple(given)
+
+
+def _targets(tables: Sequence[Path], names: Sequence[str]) -> list[Target]:
+    """What the network is to be fast on: the targets of tables and then those that are named; one where both are of the same.
 
     Raises:
-        InputError: no target, no such table, or neither given.
+        InputError: no such target or table, none given, or a target twice.
     """
-    if target is not None:
-        return Target.parse(target)
-    if table is None:
+    found = [*(LatencyTable.load(table_path(path)).target for path in tables), *map(Target.parse, names)]
+    if not found:
         raise InputError("give either --table FILE or --target NAME")
-    return LatencyTable.load(table_path(table)).target
-
-
-def _table(table: Path | None, target: str | None, remains: Remains) -> LatencyTable:
-    """The table that is named, which must be of the target where that is named too, or this machine's of the target."""
-    if table is None or target is None:
-        return find_table(table, target, lambda: remains)
-    found = LatencyTable.load(table_path(table))
-    if found.target != Target.parse(target):
-        raise InputError(
-            f"{found.path.name} is for {found.target.name}, not for {target}; leave out --table or --target"
-        )
+    if len(tables) == len(names) == 1 and found[0] == found[1]:
+        return found[:1]
+    twice = next((target.name for target in found if found.count(target) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is given twice, by --table or --target; give each target once")
     return found
 
 

@@ -1,5 +1,6 @@
 """What pruning came to: figures before and after, and block by block."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from nas.peak_memory import peak_mb
 from nas.progress import say
 from nas.pruning.job import Job, Milliseconds
 from nas.pruning.judge import judged, right
+from nas.pruning.places import Budgets, Taken
 from nas.train.features import mean_distance
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
@@ -21,18 +23,16 @@ GUESSED, MOST_GUESSED = 2.0, 0.5  # times guessing's accuracy, below which nothi
 TELLING = 20  # images by which that can be told
 
 
-def outcome(
-    job: Job, found: Pruned, budget: float | None, before: dict[str, float], after: dict[str, float]
-) -> dict[str, Any]:
+def outcome(job: Job, found: Pruned, budgets: Budgets | None, taken: Sequence[Taken]) -> dict[str, Any]:
     """The summary of a run, but for its files; the test split is read here, once.
 
     Args:
         job: what was pruned.
         found: what is left of it.
-        budget: in ms, if there is one.
-        before: times of the dense network.
-        after: of what is left, measured in the same run.
+        budgets: in ms, if there are any.
+        taken: what that takes on each target, beside the dense network.
     """
+    before, after = taken[0].before, taken[0].after
     arch, quality = job.named.arch, _quality(job, job.network)
     acc = quality["acc"]
     if acc is not None and near_chance(acc, arch.classes, job.data.size("test")):
@@ -49,7 +49,7 @@ def outcome(
     return {
         "target": job.table.target.name,
         "statistic": job.table.statistic,
-        "budget_ms": budget,
+        "budget_ms": None if budgets is None else budgets[0],
         "predicted_ms": found.cost,
         "speedup_measured": before["measured_ms"] / after["measured_ms"],
         "speedup_macs": macs(arch) / macs(found.arch),
@@ -58,6 +58,26 @@ def outcome(
         "before": {**_figures(arch, before, memory), **quality},
         "after": {**_figures(found.arch, after, memory), **_quality(job, left)},
         "blocks": _blocks(job, found),
+        "targets": [
+            _on_target(place, found, None if budgets is None else budgets[number], taken[number], first=not number)
+            for number, place in enumerate(job.places)
+        ],
+    }
+
+
+def _on_target(place: Job, found: Pruned, budget: float | None, taken: Taken, *, first: bool) -> dict[str, Any]:
+    """The figures of one target; the first one's prediction is that of thresholds, too, which a table has no rows of."""
+    return {
+        "target": place.table.target.name,
+        "statistic": place.table.statistic,
+        "budget_ms": budget,
+        "predicted_ms": found.cost if first else place.table.predict(found.arch).ms,
+        "measured_ms": taken.ms,
+        "speedup_measured": taken.before["measured_ms"] / taken.ms,
+        "before": taken.before,
+        "after": taken.after,
+        "onnx": None if taken.file is None else str(taken.file.path),
+        "onnx_measured_ms": taken.file_ms,
     }
 
 

@@ -23,8 +23,9 @@ EXPORTED = {  # by their names in the summary
 
 def write_pruned(out: Path, summary: dict[str, Any]) -> Path:
     """Write `report.html` into the run folder `out` from its summary and `kept.png`, where there is one."""
+    targets = [one["target"] for one in summary.get("targets", [summary])]  # older runs have one
     parts = [
-        f"<h1>Pruned for {html.escape(summary['target'])}</h1>",
+        f"<h1>Pruned for {html.escape(' and '.join(targets))}</h1>",
         f"<p>{html.escape(_headline(summary))}</p>",
         *(
             part
@@ -47,6 +48,7 @@ def write_pruned(out: Path, summary: dict[str, Any]) -> Path:
 
 def _headline(summary: dict[str, Any]) -> str:
     before, after = summary["before"], summary["after"]
+    on = f" on {summary['target']}" if len(summary.get("targets", ())) > 1 else ""
     within = "" if summary["budget_ms"] is None else f", within a budget of {summary['budget_ms']:.4g} ms"
     told = "" if after["acc"] is None else f" Test accuracy was {before['acc']:.2%} and is {after['acc']:.2%}."
     if after.get("agreement") is not None:
@@ -55,7 +57,7 @@ def _headline(summary: dict[str, Any]) -> str:
     if surrogate is not None:
         told += f" The sum of losses promised a divergence of {surrogate['promised']:.3g}; {summary['divergence']:.3g} came of it."
     return (
-        f"{before['measured_ms']:.4g} ms became {after['measured_ms']:.4g}, {summary['speedup_measured']:.2f} times as fast{within}; "
+        f"{before['measured_ms']:.4g} ms became {after['measured_ms']:.4g}, {summary['speedup_measured']:.2f} times as fast{on}{within}; "
         f"MACs fell {summary['speedup_macs']:.2f} times.{told}"
     )
 

@@ -32,8 +32,9 @@ class Sheet:
 
 
 def sheets(summary: dict[str, Any]) -> list[Sheet]:
-    """Before and after, block by block, and beside its rivals where the run has them."""
-    found = [_figures(summary), _blocks(summary)]
+    """Before and after, on each target where there are several, block by block, and beside its rivals where the run has them."""
+    several = len(summary.get("targets", ())) > 1
+    found = [_figures(summary), *([_targets(summary)] if several else []), _blocks(summary)]
     return [*found, _rivals(summary)] if summary.get("baselines") else found
 
 
@@ -64,6 +65,21 @@ def _change(before: float, after: float, name: str) -> str:
     if not before:
         return ""
     return f"{100 * (after - before):+.2f} points" if name in SHARES else f"{after / before - 1:+.1%}"
+
+
+def _targets(summary: dict[str, Any]) -> Sheet:
+    names = ("budget_ms", "predicted_ms", "measured_ms", "onnx_measured_ms")
+    rows = [
+        (
+            f"{row['target']} ({row['statistic']} of the runs)",
+            f"{row['before']['measured_ms']:.4g}",
+            *("" if row[name] is None else f"{row[name]:.4g}" for name in names),
+            f"{row['speedup_measured']:.2f}",
+        )
+        for row in summary["targets"]
+    ]
+    header = ("milliseconds", "before", "budget", "predicted", "measured", "of the file", "times as fast")
+    return Sheet("on each target", header, rows)
 
 
 def _blocks(summary: dict[str, Any]) -> Sheet:

@@ -74,8 +74,12 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
             ("--budget-ms is given 2 times for 3 targets; give it once for all, or once each",),
         ),
         (
-            ("prune", "m", "--data", "digits", "--target", "cpu-ort-fp32-b1-t1", "--target", "cpu-ort-fp32-b1-t2"),
-            ("--target is given 2 times; give it once",),
+            ("prune", "m", "--data", "digits", *("--target", "cpu-ort-fp32-b1-t1") * 2, "--budget-ms", 1),
+            ("cpu-ort-fp32-b1-t1 is given twice, by --table or --target; give each target once",),
+        ),
+        (
+            ("prune", "m", "--data", "digits", "--target", "cpu-ort-fp32-b1-t1", *("--speedup", 2) * 2),
+            ("--speedup is given 2 times; give it once",),
         ),
         (("measure", "--space", "hybrid_digits", "--from", "nowhere.csv", "--from", "b.csv"), ("nowhere.json",)),
     ],

@@ -124,6 +124,37 @@ def test_a_table_of_milliseconds_is_a_cost() -> None:
         assert scores(found.arch, found.weights, resized(images(5), found.arch.image_size)).shape == (32, 5)
 
 
+def test_several_costs_are_kept_each_within_its_budget() -> None:
+    """Heads are cut for the one, and other parts for the other, which alone would leave more heads."""
+    model, heads = network(), Flat()
+    dense, most = heads.total(model.arch), heads.total(model.arch) / 3
+    found = prune(model, cost=[Macs(), heads], budget=[0.7 * DENSE, most], data=DATA)
+    assert found.cost == Macs().total(found.arch) <= 0.7 * DENSE and heads.total(found.arch) <= most
+    assert heads.total(pruned(0.7, model).arch) > most
+    alone = prune(model, [Macs(), heads], [0.7 * DENSE, dense], DATA)
+    assert alone.arch == pruned(0.7, model).arch, "what does not bind changes nothing"
+    whole = prune(model, [Macs(), heads], [DENSE, dense], DATA)
+    assert whole.arch == model.arch and whole.divergence == 0
+
+
+def test_of_several_budgets_that_is_named_which_nothing_holds() -> None:
+    prunable = prepare(network(), [Macs(), Flat()], DATA, parts=("heads", "neurons"))
+    with pytest.raises(
+        BudgetTooSmall, match=r"costs \d+ and 2, above the budget of \d+ and 0\.5 by number 2; raise it"
+    ) as small:
+        prunable.within([0.8 * DENSE, 0.5])
+    assert small.value.costs == prunable.cheapest([0.8 * DENSE, 0.5]) and small.value.cheapest == small.value.costs[0]
+    assert prunable.within([0.8 * DENSE, 2.0]).divergence > 0
+    for budget, message in (
+        (0.8 * DENSE, "each cost has its budget: got 1 for 2 costs"),
+        ([1.0, math.nan], "a number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prunable.within(budget)
+    with pytest.raises(InputError, match="there is no cost"):
+        prune(network(), [], [], DATA)
+
+
 def test_images_may_be_smaller_where_positions_are_fixed() -> None:
     """A table of sines belongs to no grid: the network of a smaller one makes its own."""
     dense = arch()

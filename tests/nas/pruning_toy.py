@@ -78,12 +78,12 @@ def delivered(files: Files, arch: Arch, weights: dict[str, Tensor], ms: float | 
 
 
 @contextmanager
-def priced(prices: Prices = Prices(), data: Data | None = None) -> Iterator[None]:
-    """Meanwhile `nas prune` takes these prices for measured, and `toy` is a data set."""
+def priced(prices: Prices = Prices(), data: Data | None = None, beside: Sequence[Prices] = ()) -> Iterator[None]:
+    """Meanwhile `nas prune` takes these prices for measured, those `beside` on further targets, and `toy` is a data set."""
     own = toy(IMAGES) if data is None else data
     fakes = {
-        "nas.pruning.job.find_table": lambda table, target, space: prices,
-        "nas.pruning.job.timed": lambda archs, table, seed: [prices.timed(arch) for arch in archs],
+        "nas.pruning.job.find_tables": lambda tables, targets, space: [prices, *beside],
+        "nas.pruning.job.timed": lambda archs, table, seed: [table.timed(arch) for arch in archs],
         "nas.pruning.outcome.peak_mb": lambda archs, target: [1.0] * len(archs),
         "nas.pruning.files.Files.delivered": delivered,
     }

@@ -399,7 +399,7 @@ def test_rivals_are_trained_as_the_result_is(job: Job, tmp_path: Path) -> None:
 def test_a_training_that_cannot_be_is_refused_before_anything_is_done(
     how: dict[str, Any], message: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.pruning.job.find_table", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr("nas.pruning.job.find_tables", lambda *given: pytest.fail("measured"))
     Run.start(tmp_path / "full", "prune", {}, resume=False)
     rest = {name: value for name, value in how.items() if name != "out"}
     with pytest.raises(InputError, match=message) as found:

@@ -107,6 +107,24 @@ def test_the_command_does_it_and_refuses_what_it_cannot(
     assert "the cheapest network of these blocks is predicted to take" in line
 
 
+@pytest.mark.slow
+def test_the_command_takes_several_targets(pruned: tuple[dict[str, Any], Path], model: Path, tmp_path: Path) -> None:
+    """The second with images in twos, and so with a file of its own, which takes longer."""
+    targets, out = (TARGET.name, "cpu-ort-fp32-b2-t1"), tmp_path / "both"
+    flags = ("--data", "digits", *(word for name in targets for word in ("--target", name)), "--parts", ",".join(FEW))
+    found = pruned_by(model, *flags, "--images", 32, "--speedup", 1.2, "--out", out)
+    assert tuple(one["target"] for one in found["targets"]) == targets and found["target"] == TARGET.name
+    for one, folder in zip(found["targets"], (out, out / targets[1]), strict=True):
+        assert 0 < one["onnx_measured_ms"] <= one["budget_ms"] and one["measured_ms"] <= one["budget_ms"]
+        assert one["budget_ms"] < one["before"]["measured_ms"] and one["onnx"] == str(folder / "model.onnx")
+    assert found["targets"][1]["measured_ms"] > found["after"]["measured_ms"] == found["targets"][0]["measured_ms"]
+    both = ("--budget-ms", 1000, "--budget-ms", 1e-4, "--out", tmp_path / "never")
+    line = nas("prune", model, *flags, *both, code=3)
+    assert f"ms on {TARGET.name} and " in line and f"over the budget of 0.0001 ms on {targets[1]}" in line
+    thrice = ("--budget-ms", 1) * 3
+    assert "--budget-ms is given 3 times for 2 targets" in nas("prune", model, *flags, *thrice, code=2)
+
+
 def test_a_run_that_is_done_is_not_done_again(pruned: tuple[dict[str, Any], Path], model: Path) -> None:
     found, out = pruned
     again = prune_network(str(model), "digits", out, target=TARGET.name, parts=FEW, speedup=1.5, images=64, resume=True)

@@ -141,8 +141,9 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
     limits: list[float] = []
     left = iter(times)
 
-    def cut(limit: float, frame: Frame | None = None) -> Pruned:
+    def cut(budgets: tuple[float, ...], frame: Frame | None = None) -> Pruned:
         assert frame == (whole_frame(ARCH) if limits else None), "another try is of the same frame"
+        (limit,) = budgets
         limits.append(limit)
         return Pruned(ARCH, {}, limit, 1.0, 0.0, {}, whole_frame(ARCH))
 
@@ -150,19 +151,20 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
         return [{"measured_ms": 2 * budget}, {"measured_ms": 0.9 * budget}]
 
     job: Any = SimpleNamespace(
-        prunable=lambda: SimpleNamespace(within=cut, offers=[SimpleNamespace(cheapest=3.0)]),
+        prunable=lambda: SimpleNamespace(within=cut, cheapest=lambda budgets: (3.0,)),
         measured=measured,
         named=SimpleNamespace(arch=OTHER),
         table=Prices(),
     )
-    files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
-    return limits, within(job, budget, files).file.ms
+    files: Any = SimpleNamespace(job=job, delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
+    return limits, within([files], (budget,)).taken[0].file_ms
 
 
 def test_a_file_over_the_budget_is_replaced() -> None:
     limits, ms = choosing([12.0, 8.0, 7.0], 10.0)
     assert ms == 8.0 and limits == pytest.approx([10.0, 10.0 * SPARE * 10 / 12])
-    with pytest.raises(BudgetError, match=r"takes 12 ms, above 10 ms, and the cheapest network .* to take 3 ms"):
+    line = rf"takes 12 ms, above 10 ms, and the cheapest network .* to take 3 ms; .* remove rows.csv and .json and prune again with --target {TARGET.name}"
+    with pytest.raises(BudgetError, match=line):
         choosing([12.0] * TRIES, 10.0)
 
 
@@ -174,21 +176,21 @@ def test_another_frame_is_tried_where_one_cannot_hold_the_budget(
 ) -> None:
     asked: list[Frame | None] = []
 
-    def cut(limit: float, frame: Frame | None = None) -> Pruned:
+    def cut(budgets: tuple[float, ...], frame: Frame | None = None) -> Pruned:
         asked.append(frame)
         if frame is not None:
-            raise BudgetTooSmall(limit, 9.9)
+            raise BudgetTooSmall(budgets, 9.9)
         arch = ARCH if len(asked) == 1 else OTHER
-        return Pruned(arch, {}, limit, 1.0, 0.0, {}, whole_frame(arch))
+        return Pruned(arch, {}, budgets[0], 1.0, 0.0, {}, whole_frame(arch))
 
     def measured(archs: list[Arch]) -> list[dict[str, float]]:
         return [{"measured_ms": 20.0}, {"measured_ms": 11.0 if archs[1] == ARCH else 9.0}]
 
-    prunable = SimpleNamespace(within=cut, offers=[SimpleNamespace(cheapest=9.9), SimpleNamespace(cheapest=3.0)])
+    prunable = SimpleNamespace(within=cut, cheapest=lambda budgets: (3.0,))
     named = SimpleNamespace(arch=ARCH if dense else replace(ARCH, image_size=4 * ARCH.image_size))
     job: Any = SimpleNamespace(prunable=lambda: prunable, measured=measured, named=named)
-    files: Any = SimpleNamespace(delivered=lambda arch, weights: Delivered(Path(), Any, Path(), 9.0))
-    assert within(job, 10.0, files).found.arch == OTHER
+    files: Any = SimpleNamespace(job=job, delivered=lambda arch, weights: Delivered(Path(), Any, Path(), 9.0))
+    assert within([files], (10.0,)).found.arch == OTHER
     assert asked == ([None, None] if dense else [None, whole_frame(ARCH), None])
     assert ("trying all others" in capsys.readouterr().err) is not dense
 

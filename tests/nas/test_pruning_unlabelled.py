@@ -103,7 +103,7 @@ def test_an_encoder_is_trained_by_its_features(encoder: Path, tmp_path: Path) ->
 def test_what_needs_labels_is_refused_before_rows_are_measured(
     how: dict[str, Any], flag: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.pruning.job.find_table", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr("nas.pruning.job.find_tables", lambda *given: pytest.fail("measured"))
     message = (
         f"{flag} needs labels, which toy does not have; leave it out, or put the images in a folder for each class"
     )
