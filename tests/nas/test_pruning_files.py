@@ -28,7 +28,6 @@ from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from search_spaces.spaces.frames import Frame, whole_frame
 from tests.cli.test_commands import nas
-from tests.nas.pruning_toy import Prices
 from tests.nas.test_measure import TARGET
 from tests.nas.test_pruning_rivals import NAMES, job_on
 from tests.search_spaces.test_token_prune import network, vit
@@ -154,7 +153,7 @@ def choosing(times: list[float], budget: float) -> tuple[list[float], float | No
         prunable=lambda: SimpleNamespace(within=cut, cheapest=lambda budgets: (3.0,)),
         measured=measured,
         named=SimpleNamespace(arch=OTHER),
-        table=Prices(),
+        table=SimpleNamespace(path=Path("rows"), target=TARGET),
     )
     files: Any = SimpleNamespace(job=job, delivered=lambda arch, weights: Delivered(Path(), Any, Path(), next(left)))
     return limits, within([files], (budget,)).taken[0].file_ms
