@@ -196,7 +196,7 @@ def shape_of(given: argparse.Namespace) -> dict[str, Any]:
 
 def study_of(given: argparse.Namespace) -> dict[str, Any]:
     """The other options that figures depend on."""
-    return {name: getattr(given, name) for name in ("seeds", "batches", "rounds", "threads")}
+    return {name: getattr(given, name) for name in ("parts", "seeds", "batches", "rounds", "threads")}
 
 
 def flags(shape: Mapping[str, Any]) -> str:
