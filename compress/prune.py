@@ -173,8 +173,8 @@ def prepare(
         offer(dense, losses, frame, loss, costs, parts) for frame, loss in frame_losses(dense, parts, progress).items()
     ]
     whole = np.array([cost.total(arch) for cost in costs])
-    pay = [one for one in offers if (one.whole < whole).any() or one.frame == whole_frame(arch)]
-    return Prunable(dense, costs, pay, tuple(one.frame for one in offers if one not in pay), progress)
+    idle = tuple(one.frame for one in offers if (one.whole >= whole).all() and one.frame != whole_frame(arch))
+    return Prunable(dense, costs, [one for one in offers if one.frame not in idle], idle, progress)
 
 
 def check_parts(parts: Collection[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from search_spaces.errors import InputError
 from search_spaces.space import Measurable
 from search_spaces.spaces.exits import Exits
 
-__all__ = ["find_table", "find_tables", "measured_ms", "space_of", "table_path", "tables_dir", "timed"]
+__all__ = ["find_table", "find_tables", "measured_ms", "space_of", "table_path", "tables_dir", "targets_of", "timed"]
 
 MOVED = 0.05  # share by which the clock may differ from the table's without a word
 
@@ -83,12 +83,22 @@ def find_tables(paths: Sequence[Path], targets: Sequence[str], space: Callable[[
     """
     if not paths and not targets:
         return [find_table(None, None, space)]
+    targets_of(paths, targets)
     loaded = [LatencyTable.load(table_path(path)) for path in paths]
-    names = [*(table.target.name for table in loaded), *(Target.parse(name).name for name in targets)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    return [*loaded, *(find_table(None, name, space) for name in targets)]
+
+
+def targets_of(paths: Sequence[Path], targets: Sequence[str]) -> list[Target]:
+    """The target of each table of a path or name, and then each that is named.
+
+    Raises:
+        InputError: no such table or target, or two are the same target.
+    """
+    found = [*(LatencyTable.load(table_path(path)).target for path in paths), *map(Target.parse, targets)]
+    twice = next((target.name for target in found if found.count(target) > 1), None)
     if twice is not None:
         raise InputError(f"{twice} is given twice, by --table or --target; give each target once")
-    return [*loaded, *(find_table(None, name, space) for name in targets)]
+    return found
 
 
 def timed(networks: Sequence[Arch | Path], table: LatencyTable, seed: int, rounds: int = ROUNDS) -> list[Timing]:

@@ -17,7 +17,7 @@ from nas.networks import Named, network_named
 from nas.progress import say
 from nas.pruning.own_head import check_labelled, with_own_head
 from nas.runs import digest
-from nas.tables import find_tables, table_path, timed
+from nas.tables import find_tables, table_path, targets_of, timed
 from nas.target import Target
 from nas.train.retrain import Teacher
 from search_spaces.arch import Arch, Network
@@ -209,15 +209,13 @@ def _targets(tables: Sequence[Path], names: Sequence[str]) -> list[Target]:
     Raises:
         InputError: no such target or table, none given, or a target twice.
     """
-    found = [*(LatencyTable.load(table_path(path)).target for path in tables), *map(Target.parse, names)]
-    if not found:
+    if not tables and not names:
         raise InputError("give either --table FILE or --target NAME")
-    if len(tables) == len(names) == 1 and found[0] == found[1]:
-        return found[:1]
-    twice = next((target.name for target in found if found.count(target) > 1), None)
-    if twice is not None:
-        raise InputError(f"{twice} is given twice, by --table or --target; give each target once")
-    return found
+    if len(tables) == len(names) == 1 and (own := LatencyTable.load(table_path(tables[0])).target) == Target.parse(
+        names[0]
+    ):
+        return [own]
+    return targets_of(tables, names)
 
 
 def _check_labels(data: Data, labels_for: str | None) -> None:
