@@ -14,6 +14,7 @@ from nas.search.engine import Plan, Search, run_search
 from nas.search.feasible import cheapest
 from nas.search.places import Place, budgets_each, told
 from nas.tables import find_tables
+from nas.target import Target
 from search_spaces import Arch, InputError
 from search_spaces.blocks import MB3D
 from tests.nas.test_search import SPACE, Price, Prices, honest, macs, score
@@ -119,7 +120,7 @@ def test_budgets_are_given_once_for_all_or_once_each() -> None:
 
 
 def test_a_target_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = {name: SimpleNamespace(target=SimpleNamespace(name=name)) for name in ("cpu-ort-fp32-b1-t1",)}
+    tables = {name: SimpleNamespace(target=Target.parse(name)) for name in ("cpu-ort-fp32-b1-t1",)}
     monkeypatch.setattr("nas.tables.LatencyTable.load", lambda path: tables[path.name])
     monkeypatch.setattr("nas.tables.measure_table", lambda space, target, folder, resume: target.name)
     one = [Path("cpu-ort-fp32-b1-t1")]
