@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables import SHIPPED
-from nas.adaptation import adapt, choose_nets
+from nas.adaptation import adapt, choose_nets, usual_nets
 from nas.files import write_json
 from nas.latency import LatencyTable
 from nas.plan import VALIDATION_STREAM, draw
@@ -106,7 +106,7 @@ def trial(table: LatencyTable, rule: Rule, nets: int, seed: int) -> dict[str, fl
     unseen = tuple(arch for arch in unseen if arch not in timed)
     counts, wanted = counted(timed, rows.keys), counted(unseen, rows.keys)
     ms = counts @ truth * (1 + rng.normal(0, TIMING_NOISE, len(timed)))
-    found = adapt([table], timed, ms, TIMING_NOISE)
+    found = adapt([table], timed, ms, TIMING_NOISE, usual_nets(space, seed))
     calibration, true = found.calibration, wanted @ truth
     new = wanted @ np.array([found.rows[key].ms for key in rows.keys])
     predicted = calibration.offset + new
@@ -133,7 +133,7 @@ def left_out(
     rng = np.random.default_rng(seed)
     timed = choose_nets(sources, truth.open_space(), nets, seed)
     ms = priced(truth, timed) * (1 + rng.normal(0, LEFT_OUT_NOISE, len(timed)))
-    found = adapt(sources, timed, ms, LEFT_OUT_NOISE)
+    found = adapt(sources, timed, ms, LEFT_OUT_NOISE, usual_nets(truth.open_space(), seed))
     judged = [arch for arch in unseen if arch not in timed]
     keys, calibration, true = tuple(found.rows), found.calibration, priced(truth, judged)
     predicted = calibration.offset + counted(judged, keys) @ np.array([found.rows[key].ms for key in keys])

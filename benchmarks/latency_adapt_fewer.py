@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.adaptation import adapt, choose_nets
+from nas.adaptation import adapt, choose_nets, usual_nets
 from nas.correction import settle
 from nas.files import read_json, write_json
 from nas.latency import LatencyTable
@@ -49,7 +49,7 @@ def fewer(path: Path, validation: Path, counts: Sequence[int], seed: int) -> dic
     out: dict[str, Any] = {}
     for count in counts:
         ms = np.array([times.ms[arch.id] for arch in archs[:count]])
-        made = adapt(sources, archs[:count], ms, times.noise_floor)
+        made = adapt(sources, archs[:count], ms, times.noise_floor, usual_nets(space, about.seed))
         rows = np.array([sum(made.rows[row.key].ms for row in arch.rows) for arch in unseen])
         predicted = made.calibration.offset + rows
         band, ratio = made.calibration, measured / predicted

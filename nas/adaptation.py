@@ -23,7 +23,7 @@ from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
 
-__all__ = ["NETS", "Adapted", "adapt", "check_sources", "choose_nets"]
+__all__ = ["NETS", "Adapted", "adapt", "check_sources", "choose_nets", "usual_nets"]
 
 NETS = 40  # networks to time unless told: with 20, one target of six has nine of ten within 5%, with 40 all
 FEWEST = 8  # below which the held-out errors say nothing
@@ -36,33 +36,80 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class _Way:
+    """What one set of strengths makes of the networks' times."""
+
+    variances: Floats  # (parts,) of the prior
+    weight: float  # of all ways together 1
+    gain: Floats  # (columns, networks) covariances of the columns with the networks' relative times
+    inverse: Floats  # (networks, networks) of those of the times
+
+
+@dataclass(frozen=True)
 class _Fit:
-    """The new columns: the mean over all strengths, and how uncertain it is."""
+    """The new columns: the mean over all strengths, and how uncertain they and the networks are."""
 
-    ms: Floats  # (columns,)
-    deviation: Floats  # (columns,) standard deviation, ms
+    prior: Prior
+    noise: float
+    rest: Floats  # (networks,) of relative times, beside what the prior starts from
+    relative: Floats  # (networks, columns)
+    ways: tuple[_Way, ...]
 
+    @staticmethod
+    def of(prices: Prices, likeness: Likeness, counts: Floats, ms: Floats, noise: float) -> "_Fit":
+        """New columns from the times (networks,) of networks with `counts`; `noise` is relative."""
+        prior = Prior.of(prices, likeness, counts, ms)
+        relative = counts / ms[:, None]
+        rest = 1 - relative @ prior.start
+        covariances = prior.covariances(relative)
+        ways, density = [], []
+        for strengths in every_strength(len(prices.ms)):
+            gain = np.tensordot(strengths.variances, covariances, 1)
+            inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms)))
+            ways.append((strengths.variances, gain, inverse))
+            variance = 1 / np.diag(inverse)  # of each network by the others; times `inverse @ rest`, its error
+            density.append(-0.5 * float((np.square(inverse @ rest) * variance + np.log(variance)).sum()))
+        weights = np.exp(np.array(density) - max(density))
+        shares = (weights / weights.sum()).tolist()
+        weighed = (_Way(variances, share, *rest) for share, (variances, *rest) in zip(shares, ways, strict=True))
+        return _Fit(prior, noise, rest, relative, tuple(weighed))
 
-def _fit(prices: Prices, likeness: Likeness, counts: Floats, ms: Floats, noise: float) -> _Fit:
-    """New columns from the times (networks,) of networks with `counts`; `noise` is relative."""
-    prior = Prior.of(prices, likeness, counts, ms)
-    relative = counts / ms[:, None]
-    rest = 1 - relative @ prior.start
-    covariances, squares = prior.covariances(relative), prior.squares()
-    found, spread, density = [], [], []
-    for strengths in every_strength(len(prices.ms)):
-        gain = np.tensordot(strengths.variances, covariances, 1)  # (columns, networks)
-        inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms)))
-        found.append(prior.start + gain @ (inverse @ rest))
-        spread.append(strengths.variances @ squares - ((gain @ inverse) * gain).sum(1))
-        left_out = 1 / np.diag(inverse)  # each network's variance by the others; times `inverse @ rest`, its error
-        density.append(-0.5 * float((np.square(inverse @ rest) * left_out + np.log(left_out)).sum()))
-    weights = np.exp(np.array(density) - max(density))
-    weights /= weights.sum()
-    mean = weights @ np.array(found)
-    variance = weights @ (np.array(spread) + np.square(np.array(found) - mean))
-    mean[:-EXTRA] = np.maximum(mean[:-EXTRA], 0.0)
-    return _Fit(mean, np.sqrt(np.maximum(variance, 0.0)))
+    def _found(self, way: _Way) -> Floats:
+        """(columns,) the new ones that a set of strengths gives."""
+        out: Floats = self.prior.start + way.gain @ (way.inverse @ self.rest)
+        return out
+
+    @property
+    def ms(self) -> Floats:
+        """(columns,) the new ones."""
+        out: Floats = sum(way.weight * self._found(way) for way in self.ways) + np.zeros(len(self.prior.start))
+        out[:-EXTRA] = np.maximum(out[:-EXTRA], 0.0)
+        return out
+
+    def deviation(self) -> Floats:
+        """(columns,) standard deviation, ms."""
+        squares, mean, variance = self.prior.squares(), self.ms, np.zeros(len(self.prior.start))
+        for way in self.ways:
+            told = ((way.gain @ way.inverse) * way.gain).sum(1)
+            variance += way.weight * (way.variances @ squares - told + np.square(self._found(way) - mean))
+        out: Floats = np.sqrt(np.maximum(variance, 0.0))
+        return out
+
+    def left_out(self) -> Floats:
+        """(networks,) standard deviation of the relative error of each, were it not timed."""
+        out: Floats = np.sqrt(sum(way.weight / np.diag(way.inverse) for way in self.ways))
+        return out
+
+    def unseen(self, counts: Floats) -> Floats:
+        """(networks,) standard deviation of the relative error of others, of `counts`."""
+        relative = counts / (counts @ self.prior.start)[:, None]
+        parts = np.einsum("nc,pcn->pn", relative, self.prior.covariances(relative))
+        variance = np.zeros(len(counts))
+        for way in self.ways:
+            gain = relative @ way.gain
+            variance += way.weight * (way.variances @ parts - ((gain @ way.inverse) * gain).sum(1))
+        out: Floats = np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
+        return out
 
 
 @dataclass(frozen=True)
@@ -81,17 +128,20 @@ def adapt(
     archs: Sequence[Arch],
     ms: Floats,
     noise: float,
+    usual: Sequence[Arch],
     visits: Sequence[int] | None = None,
 ) -> Adapted:
     """The rows of `sources` on a new target, from whole networks' times there.
 
-    The band and the held-out errors are those of fits that never saw the network, strengths included.
+    The held-out errors are those of fits that never saw the network, strengths included. The band is that of the usual networks:
+    it follows from the same errors, each put from how far such a network may be off to how far the usual ones may.
 
     Args:
         sources: tables that have all rows of the networks between them; factors and the one scale compare with the first.
         archs: the networks, at least three; `choose_nets` says which tell most.
         ms: (networks,) their times on the new target.
         noise: relative noise of a time.
+        usual: networks such as will be asked for; see `usual_nets`.
         visits: of each network, to be counted in the rows.
     """
     assert len(archs) == len(ms) >= 3
@@ -101,25 +151,27 @@ def adapt(
     errors, by_scale = np.empty(len(ms)), np.empty(len(ms))
     for i in range(len(ms)):
         others = np.arange(len(ms)) != i
-        errors[i] = counts[i] @ _fit(prices, likeness, counts[others], ms[others], noise).ms / ms[i] - 1
+        errors[i] = counts[i] @ _Fit.of(prices, likeness, counts[others], ms[others], noise).ms / ms[i] - 1
         by_scale[i] = np.median(ratios[others]) / ratios[i] - 1
-    fit = _fit(prices, likeness, counts, ms, noise)
+    fit = _Fit.of(prices, likeness, counts, ms, noise)
+    new, deviation = fit.ms, fit.deviation()
     times = (counts > 0).T @ np.array(visits if visits is not None else [0] * len(ms))
-    rows = {
-        key: _row_time(float(fit.ms[i]), float(fit.deviation[i]), int(times[i])) for i, key in enumerate(prices.keys)
-    }
-    calibration = banded(errors, offset=float(fit.ms[-1]))
-    return Adapted(rows, calibration, _factors(prices, fit), float(np.median(ratios)), float(np.abs(by_scale).mean()))
+    rows = {key: _row_time(float(new[i]), float(deviation[i]), int(times[i])) for i, key in enumerate(prices.keys)}
+    likely = np.sqrt(np.square(fit.unseen(prices.counts(usual))).mean()) / fit.left_out()
+    calibration = banded(errors, likely=likely, offset=float(new[-1]))
+    return Adapted(rows, calibration, _factors(prices, new), float(np.median(ratios)), float(np.abs(by_scale).mean()))
 
 
 def _row_time(ms: float, deviation: float, visits: int) -> RowTime:
     return RowTime(ms, ms, max(0.0, ms - P10 * deviation), ms + P10 * deviation, P50_MAD * deviation, visits)
 
 
-def _factors(prices: Prices, fit: _Fit) -> dict[str, float]:
+def _factors(prices: Prices, new: Floats) -> dict[str, float]:
     kinds = np.array([key.partition("@")[0] for key in prices.keys])
-    rows, new = prices.ms[0, :-EXTRA], fit.ms[:-EXTRA]
-    return {str(kind): float(new[kinds == kind].sum() / rows[kinds == kind].sum()) for kind in np.unique(kinds)}
+    rows = prices.ms[0, :-EXTRA]
+    return {
+        str(kind): float(new[:-EXTRA][kinds == kind].sum() / rows[kinds == kind].sum()) for kind in np.unique(kinds)
+    }
 
 
 def check_sources(sources: Sequence[LatencyTable], space: Measurable, thresholds: bool = True) -> None:
@@ -154,7 +206,7 @@ def choose_nets(sources: Sequence[LatencyTable], space: Measurable, count: int, 
     """
     if count < FEWEST:
         raise InputError(f"--nets must be at least {FEWEST}, got {count}: fewer do not tell how good the new table is")
-    pool = _drawn(space, POOL, seed)
+    pool = usual_nets(space, seed)
     wide = _drawn(space, WIDE, seed) if len(pool) > POOL else ()  # a small space has no more
     every = tuple(dict.fromkeys((*pool, *wide)))
     if len(every) < count:
@@ -174,6 +226,11 @@ def choose_nets(sources: Sequence[LatencyTable], space: Measurable, count: int, 
         told = unknown[:, chosen[-1]]
         unknown = unknown - np.outer(told, told) / own[chosen[-1]]
     return tuple(every[i] for i in chosen)
+
+
+def usual_nets(space: Measurable, seed: int) -> tuple[Arch, ...]:
+    """Networks of every cost, and as many drawn uniformly: those whose predictions are to be good."""
+    return _drawn(space, POOL, seed)
 
 
 def _drawn(space: Measurable, count: int, seed: int) -> tuple[Arch, ...]:

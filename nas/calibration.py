@@ -88,10 +88,20 @@ def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, mo
 
 
 def banded(
-    errors: Floats, moved: Moved = STILL, *, offset: float, scale: float = 1.0, kind: str = "", factor: float = 1.0
+    errors: Floats,
+    moved: Moved = STILL,
+    *,
+    likely: Floats | float = 1.0,
+    offset: float,
+    scale: float = 1.0,
+    kind: str = "",
+    factor: float = 1.0,
 ) -> Calibration:
-    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1, `moved` as for `calibrate`."""
-    over = 1 / (1 + errors)  # measured over predicted
+    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1, `moved` as for `calibrate`.
+
+    `likely` (networks,) is how large an error to expect of a new network, over what was to be expected of each of these.
+    """
+    over = 1 / (1 + likely * errors)  # measured over predicted
     # A sitting has half of `moved` squared as its variance, and the mean of two, that the errors are of, a quarter. What each network
     # does is in the errors by that quarter, and a new sitting has a half; what all do together is in the scale instead, and in no error.
     variance = over.var(ddof=1) * (1 + 1 / len(errors)) + 0.25 * moved.apart**2 + 0.75 * moved.together**2

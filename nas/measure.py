@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.adaptation import NETS, adapt, check_sources, choose_nets
+from nas.adaptation import NETS, adapt, check_sources, choose_nets, usual_nets
 from nas.calibration import calibrate
 from nas.correction import Times, settle
 from nas.effort import leverage
@@ -51,6 +51,7 @@ TIMING_SHARE = 0.92  # of the time given; what is left is for solving
 APART_SHARE = (
     0.1  # of the time for timing, which the calibration networks get at most before the others, and after them
 )
+SITTINGS, SHARE = 4, 5  # processes at most that share out the networks of an adaptation, so many to each at least
 RESAMPLED = 10  # times that visits are drawn anew to tell how well rows are known
 
 
@@ -181,7 +182,13 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
     """Make the visits that are left, and write the table."""
     started = time.time()
     floor, statistic = (None, None) if table is None else (table.reference_ms, table.statistic)
-    visits, apart = _new_visits(job, samples) if job.plan.apart else (_few_visits(job, samples, floor), [])
+    apart: list[Visit] = []
+    if job.plan.apart:
+        visits, apart = _new_visits(job, samples)
+    elif job.sources:
+        visits = _visits_by_sittings(job, samples)
+    else:
+        visits = _few_visits(job, samples, floor)
     times = settle(visits, job.rounds, job.protocol, statistic, floor)
     at, seconds = round(started), round(time.time() - started, 1)
     if job.plan.apart:
@@ -196,7 +203,7 @@ def _run(job: Job, stem: Path, table: LatencyTable | None, samples: Samples) -> 
 
 
 def _few_visits(job: Job, samples: Samples, floor: float | None) -> list[Visit]:
-    """Visits of the networks of an adaptation, or of some missing rows."""
+    """Visits of the networks of some missing rows."""
     return time_sessions(
         job.plan.archs,
         job.plan.reference,
@@ -208,8 +215,34 @@ def _few_visits(job: Job, samples: Samples, floor: float | None) -> list[Visit]:
         record=samples.append,
         done=samples.done,
         deadline=job.deadline,
-        weights=leverage(job.plan.archs, job.plan.used) if job.plan.probes else None,
+        weights=leverage(job.plan.archs, job.plan.used),
     )
+
+
+def _visits_by_sittings(job: Job, samples: Samples) -> list[Visit]:
+    """Visits of the networks of an adaptation, a share of them in each of a few processes, one after the other.
+
+    No two processes lay networks out in memory alike, the reference too: what that makes of a share's times is among its held-out errors.
+    """
+    plan, visits = job.plan, samples.done
+    seen = {visit.network for visit in visits}
+    sittings = min(SITTINGS, max(1, len(plan.archs) // SHARE))
+    shares = [plan.archs[number::sittings] for number in range(sittings)]
+    begun = max((number for number, share in enumerate(shares) if seen & {arch.id for arch in share}), default=0)
+    for number, share in enumerate(shares[begun:], begun):
+        now = time.monotonic()
+        visits = time_elsewhere(
+            share,
+            plan.reference,
+            job.target,
+            rounds=job.rounds,
+            seed=job.seed,
+            protocol=job.protocol,
+            record=samples.append,
+            done=visits,
+            deadline=None if job.deadline is None else now + (job.deadline - now) / (sittings - number),
+        )
+    return visits
 
 
 def _new_visits(job: Job, samples: Samples) -> tuple[list[Visit], list[Visit]]:
@@ -318,7 +351,8 @@ def _adapted_content(job: Job, times: Times, at: int, seconds: float) -> Content
     """A table of the rows of the job's sources, as the networks' times show them to be on the new target."""
     archs, classes = job.plan.archs, job.space.classes
     ms = np.array([times.ms[arch.id] for arch in archs])
-    found = adapt(job.sources, archs, ms, times.noise_floor, [len(times.kept[arch.id]) for arch in archs])
+    usual = usual_nets(job.space, job.seed)
+    found = adapt(job.sources, archs, ms, times.noise_floor, usual, [len(times.kept[arch.id]) for arch in archs])
     first, *others = (Origin(one.path.name, one.content.sha256, one.content.target) for one in job.sources)
     how = Adaptation(
         table=first.table,

@@ -91,7 +91,7 @@ def time_opened(
     weights: Mapping[str, float] | None = None,
 ) -> list[Visit]:
     """Time what is open, by name, with progress on stderr; see `nas.interleave.time_interleaved`."""
-    made = sum(visit.network != REFERENCE for visit in done)
+    made = sum(visit.network in sessions for visit in done)
     with progress("timing", rounds * len(sessions), made) as bar:
 
         def note(visit: Visit) -> None:

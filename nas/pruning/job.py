@@ -27,7 +27,11 @@ from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
 from search_spaces.states import State
 
-__all__ = ["Job", "Milliseconds", "job_of"]
+__all__ = ["DIVERGENCE", "Job", "Milliseconds", "job_of"]
+
+DIVERGENCE = (
+    0.5  # weight of the teacher's part of the loss, beside cross-entropy of weight 1 (AS-ViT, arXiv 2209.13802)
+)
 
 Given = TypeVar("Given", str, Path)
 
@@ -97,9 +101,9 @@ class Job:
         """The dense network's best classes of the splits that were asked for."""
         return {}
 
-    def teacher(self, temperature: float = Teacher.temperature) -> Teacher:
-        """The dense network, to learn from."""
-        return Teacher(self.network, self.named.arch.classes, temperature=temperature)
+    def teacher(self, weight: float = DIVERGENCE / (1 + DIVERGENCE)) -> Teacher:
+        """The dense network, to learn from at AS-ViT's temperature of 1; `weight` is its share of a loss, unless the loss says otherwise."""
+        return Teacher(self.network, self.named.arch.classes, weight, temperature=1.0)
 
     def measured(self, archs: Sequence[Arch]) -> list[dict[str, float]]:
         """Milliseconds of networks in one interleaved run: the table's statistic, and median, mean and percentiles of the runs."""

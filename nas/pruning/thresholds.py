@@ -13,7 +13,7 @@ from compress.token_losses import Curve
 from nas.errors import BudgetError
 from nas.evaluate import calibration_batches
 from nas.latency import LatencyTable
-from nas.pruning.job import Job
+from nas.pruning.job import DIVERGENCE, Job
 from nas.pruning.saved import remembered
 from nas.train.loop import Recipe
 from nas.train.thresholds import Budget, budget_of, learn_thresholds
@@ -57,7 +57,7 @@ def learned(job: Job, found: Pruned, recipe: Recipe, out: Path, budget: float) -
         out,
         held,
         start=dict(found.weights),
-        teacher=job.teacher(temperature=1.0),
+        teacher=job.teacher(DIVERGENCE),
         resume=True,
     )
 

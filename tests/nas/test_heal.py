@@ -69,7 +69,10 @@ def test_training_heals_what_calibration_lost(healed: tuple[dict[str, Any], Path
     lost, left = (accuracy(network, toy(IMAGES), "val") for network in (calibrated, trained))
     assert left > lost + 0.02 and found["training"]["val_acc"] == left and found["training"]["used"]
     assert found["after"]["acc"] == accuracy(trained, toy(IMAGES), "test")
-    assert run.config["teacher"]["weights"] == digest(load_weights(vit)), "the dense network teaches"
+    taught = run.config["teacher"]
+    assert taught["weights"] == digest(load_weights(vit)), "the dense network teaches"
+    assert taught["weight"] / (1 - taught["weight"]) == pytest.approx(0.5), "AS-ViT's, beside the labels' of 1"
+    assert taught["temperature"] == 1.0
     assert run.config["start"] == digest(calibrated.state_dict())
     assert found["training"]["lr"] == run.config["recipe"]["lr"] == usual_rate(ARCH) == 0.032 / 32
     assert found["after"]["measured_ms"] <= found["budget_ms"] and found["fitted_head"] is None
@@ -180,7 +183,8 @@ def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_
         float(curve(list(counts))) + THRESHOLDS, rel=0.01
     )
     assert told["mean_cost"] - THRESHOLDS < job.table.predict(ARCH).ms - FIXED and told["val_acc"] > 0.5
-    assert Run.open(tmp_path / "t").config["teacher"]["weights"] == digest(job.network.state_dict())
+    taught = {"weights": digest(job.network.state_dict()), "weight": 0.5, "temperature": 1.0}
+    assert Run.open(tmp_path / "t").config["teacher"] == taught
     loose, _ = heal(job, found, tmp_path / "loose", replace(HEALING, adaptive=True), 100.0)
     assert loose.arch == arch, "a budget that all patches hold needs no thresholds"
 
