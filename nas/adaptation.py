@@ -29,6 +29,9 @@ NETS = 40  # networks to time unless told: with 20, one target of six has nine o
 FEWEST = 8  # below which the held-out errors say nothing
 POOL = 150  # networks of every cost, and as many drawn uniformly, whose predictions are to be good
 WIDE = 800  # of both, to choose from
+OCCASION = (
+    0.01  # by which all networks together differ, beside the reference, from one day to another: see docs/latency.md
+)
 LEAST_NOISE = 0.02  # of a network's time, however well it is measured: rows do not quite add up
 P10, P50_MAD = 1.2816, 0.6745  # of a normal distribution, in standard deviations
 
@@ -40,20 +43,19 @@ class _Way:
     """What one set of strengths makes of the networks' times."""
 
     variances: Floats  # (parts,) of the prior
-    weight: float  # of all ways together 1
     gain: Floats  # (columns, networks) covariances of the columns with the networks' relative times
-    inverse: Floats  # (networks, networks) of those of the times
+    inverse: Floats  # (networks, networks) of the covariances of those times
+    ms: Floats  # (columns,)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The new columns: the mean over all strengths, and how uncertain they and the networks are."""
+    """The new columns: the mean over all strengths, and how uncertain they and networks are."""
 
     prior: Prior
     noise: float
-    rest: Floats  # (networks,) of relative times, beside what the prior starts from
-    relative: Floats  # (networks, columns)
     ways: tuple[_Way, ...]
+    weights: Floats  # (ways,) 1 together
 
     @staticmethod
     def of(prices: Prices, likeness: Likeness, counts: Floats, ms: Floats, noise: float) -> "_Fit":
@@ -65,50 +67,42 @@ class _Fit:
         ways, density = [], []
         for strengths in every_strength(len(prices.ms)):
             gain = np.tensordot(strengths.variances, covariances, 1)
-            inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms)))
-            ways.append((strengths.variances, gain, inverse))
+            inverse = np.linalg.inv(relative @ gain + noise**2 * np.eye(len(ms))).astype(np.float64)
+            ways.append(_Way(strengths.variances, gain, inverse, prior.start + gain @ (inverse @ rest)))
             variance = 1 / np.diag(inverse)  # of each network by the others; times `inverse @ rest`, its error
             density.append(-0.5 * float((np.square(inverse @ rest) * variance + np.log(variance)).sum()))
         weights = np.exp(np.array(density) - max(density))
-        shares = (weights / weights.sum()).tolist()
-        weighed = (_Way(variances, share, *rest) for share, (variances, *rest) in zip(shares, ways, strict=True))
-        return _Fit(prior, noise, rest, relative, tuple(weighed))
+        return _Fit(prior, noise, tuple(ways), weights / weights.sum())
 
-    def _found(self, way: _Way) -> Floats:
-        """(columns,) the new ones that a set of strengths gives."""
-        out: Floats = self.prior.start + way.gain @ (way.inverse @ self.rest)
-        return out
-
-    @property
     def ms(self) -> Floats:
-        """(columns,) the new ones."""
-        out: Floats = sum(way.weight * self._found(way) for way in self.ways) + np.zeros(len(self.prior.start))
-        out[:-EXTRA] = np.maximum(out[:-EXTRA], 0.0)
-        return out
+        """(columns,) the new ones; no row is below zero."""
+        mean: Floats = self.weights @ np.array([way.ms for way in self.ways])
+        mean[:-EXTRA] = np.maximum(mean[:-EXTRA], 0.0)
+        return mean
 
     def deviation(self) -> Floats:
         """(columns,) standard deviation, ms."""
-        squares, mean, variance = self.prior.squares(), self.ms, np.zeros(len(self.prior.start))
-        for way in self.ways:
-            told = ((way.gain @ way.inverse) * way.gain).sum(1)
-            variance += way.weight * (way.variances @ squares - told + np.square(self._found(way) - mean))
+        squares, mean = self.prior.squares(), self.weights @ np.array([way.ms for way in self.ways])
+        told = np.array([way.variances @ squares - ((way.gain @ way.inverse) * way.gain).sum(1) for way in self.ways])
+        variance = self.weights @ (told + [np.square(way.ms - mean) for way in self.ways])
         out: Floats = np.sqrt(np.maximum(variance, 0.0))
         return out
 
     def left_out(self) -> Floats:
         """(networks,) standard deviation of the relative error of each, were it not timed."""
-        out: Floats = np.sqrt(sum(way.weight / np.diag(way.inverse) for way in self.ways))
+        out: Floats = np.sqrt(self.weights @ [1 / np.diag(way.inverse) for way in self.ways])
         return out
 
     def unseen(self, counts: Floats) -> Floats:
         """(networks,) standard deviation of the relative error of others, of `counts`."""
         relative = counts / (counts @ self.prior.start)[:, None]
         parts = np.einsum("nc,pcn->pn", relative, self.prior.covariances(relative))
-        variance = np.zeros(len(counts))
-        for way in self.ways:
-            gain = relative @ way.gain
-            variance += way.weight * (way.variances @ parts - ((gain @ way.inverse) * gain).sum(1))
-        out: Floats = np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
+        gains = [relative @ way.gain for way in self.ways]
+        told = [
+            way.variances @ parts - ((gain @ way.inverse) * gain).sum(1)
+            for way, gain in zip(self.ways, gains, strict=True)
+        ]
+        out: Floats = np.sqrt(np.maximum(self.weights @ np.array(told), 0.0) + self.noise**2)
         return out
 
 
@@ -151,14 +145,14 @@ def adapt(
     errors, by_scale = np.empty(len(ms)), np.empty(len(ms))
     for i in range(len(ms)):
         others = np.arange(len(ms)) != i
-        errors[i] = counts[i] @ _Fit.of(prices, likeness, counts[others], ms[others], noise).ms / ms[i] - 1
+        errors[i] = counts[i] @ _Fit.of(prices, likeness, counts[others], ms[others], noise).ms() / ms[i] - 1
         by_scale[i] = np.median(ratios[others]) / ratios[i] - 1
     fit = _Fit.of(prices, likeness, counts, ms, noise)
-    new, deviation = fit.ms, fit.deviation()
+    new, deviation = fit.ms(), fit.deviation()
     times = (counts > 0).T @ np.array(visits if visits is not None else [0] * len(ms))
     rows = {key: _row_time(float(new[i]), float(deviation[i]), int(times[i])) for i, key in enumerate(prices.keys)}
     likely = np.sqrt(np.square(fit.unseen(prices.counts(usual))).mean()) / fit.left_out()
-    calibration = banded(errors, likely=likely, offset=float(new[-1]))
+    calibration = banded(errors, beyond=OCCASION**2, likely=likely, offset=float(new[-1]))
     return Adapted(rows, calibration, _factors(prices, new), float(np.median(ratios)), float(np.abs(by_scale).mean()))
 
 

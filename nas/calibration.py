@@ -84,27 +84,38 @@ def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, mo
     best = best if amounts[best] < EARNS * amounts[0] else 0
     (fit, part, kind), error = ways[best], errors[best]
     fitted = fit(sums, part, measured)
-    return banded(error, moved, offset=fitted.offset, scale=fitted.scale, kind=kind, factor=1 + fitted.more)
+    # A sitting has half of `moved` squared as its variance, and the mean of two, that the errors are of, a quarter. What each network
+    # does is in the errors by that quarter, and a new sitting has a half; what all do together is in the scale instead, and in no error.
+    beyond = 0.25 * moved.apart**2 + 0.75 * moved.together**2
+    return banded(
+        error,
+        beyond=beyond,
+        offset=fitted.offset,
+        scale=fitted.scale,
+        kind=kind,
+        factor=1 + fitted.more,
+        moved=moved.each,
+    )
 
 
 def banded(
     errors: Floats,
-    moved: Moved = STILL,
     *,
+    beyond: float = 0.0,
     likely: Floats | float = 1.0,
     offset: float,
     scale: float = 1.0,
     kind: str = "",
     factor: float = 1.0,
+    moved: float = 0.0,
 ) -> Calibration:
-    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1, `moved` as for `calibrate`.
+    """The calibration with the band of a new network; `errors` are held out, predicted over measured less 1.
 
-    `likely` (networks,) is how large an error to expect of a new network, over what was to be expected of each of these.
+    `beyond` is what variance of measured over predicted is not in them, `likely` (networks,) how large an error to expect of a new
+    network, over what was to be expected of each of these. The rest is the calibration's own.
     """
     over = 1 / (1 + likely * errors)  # measured over predicted
-    # A sitting has half of `moved` squared as its variance, and the mean of two, that the errors are of, a quarter. What each network
-    # does is in the errors by that quarter, and a new sitting has a half; what all do together is in the scale instead, and in no error.
-    variance = over.var(ddof=1) * (1 + 1 / len(errors)) + 0.25 * moved.apart**2 + 0.75 * moved.together**2
+    variance = over.var(ddof=1) * (1 + 1 / len(errors)) + beyond
     half = t.ppf(0.5 + COVERAGE / 2, len(errors) - 1) * np.sqrt(variance)
     return Calibration(
         offset=offset,
@@ -116,7 +127,7 @@ def banded(
         nets=len(errors),
         kind=kind,
         factor=factor,
-        moved=moved.each,
+        moved=moved,
     )
 
 

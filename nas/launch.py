@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.cascade.files import export_cascade
 from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
@@ -37,6 +38,7 @@ from nas.train.supernet import load_supernet
 from nas.train.teachers import feature_teacher, teacher_named
 from nas.train.thresholds import Budget, budget_of, learn_thresholds
 from search_spaces.arch import Arch, Network
+from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 from search_spaces.prepack import prepack
 
@@ -309,7 +311,9 @@ def export_network(
             target or machine, no images to tell ranges by, or a file that gives other scores than the network; then there is no file.
     """
     wanted, prices = _file_prices(form, int8, target, table, foreign)
-    named = network_named(name, budget_ms, weights)
+    named = network_named(name, budget_ms, weights, cascades=True)
+    if isinstance(named.arch, Cascade):
+        return _export_cascade(named, wanted, prices, dataset, out, seed, fixed=static)
     named = named.static() if static else named
     if int8 and dataset is None:
         dataset = _own_data(name, named)
@@ -336,6 +340,20 @@ def export_network(
         spread = compare(path, network, named.arch, images[:TIMED_IMAGES], prices, seed=seed)
         found["images_ms"] = {name: spread[name] for name in ("predicted", "measured", "ratio", "kept")}
     return found
+
+
+def _export_cascade(
+    named: Named, target: Target, prices: LatencyTable | None, dataset: str | None, out: Path, seed: int, *, fixed: bool
+) -> dict[str, Any]:
+    """The files of a cascade's exits, see `export_cascade`; `fixed` is whether fixed numbers of patches were asked for."""
+    if fixed or (target.runtime, target.dtype) != ("ort", "fp32"):
+        raise InputError(
+            f"cascade {named.arch.id} is exported as an ONNX file of each exit, in float, for ONNX Runtime; leave out --format, --int8 "
+            "and --static, and name a --target such as cpu-ort-fp32-b1-t1"
+        )
+    network = named.with_weights(seed)
+    assert isinstance(network, CascadeNetwork)
+    return export_cascade(network, target, prices, _check_images(named, dataset, target.batch), out, seed)
 
 
 def _file_prices(

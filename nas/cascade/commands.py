@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import compress
 from nas.cascade.bench import bench, exit_ms, prepacked
 from nas.cascade.costs import until_macs, until_ms
-from nas.cascade.files import check_exits, export_exits
+from nas.cascade.files import export_cascade
 from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, solve
 from nas.cascade.training import load_cascade, train_cascade
@@ -255,7 +255,7 @@ def _exits(hits: torch.Tensor, taken: torch.Tensor, count: int) -> list[dict[str
 
 
 def export_named(name: str, out: Path, *, batch: int, weights: Path | None = None) -> dict[str, Any]:
-    """`nas cascade export`: one ONNX file of each exit, checked one after the other on random images.
+    """`nas cascade export`: one ONNX file of each exit, checked one after the other on random images, and timed.
 
     What has no weights, such as a zoo name without a checkpoint of `weights`, is exported with random ones.
 
@@ -267,9 +267,8 @@ def export_named(name: str, out: Path, *, batch: int, weights: Path | None = Non
         raise InputError(f"{name} has one exit; give it to nas export")
     network = named.with_weights(seed=0)
     assert isinstance(network, CascadeNetwork)
-    paths = export_exits(network, batch, out)
-    differing = check_exits(network, paths, network.arch.example(batch, seed=1))
-    return {"paths": [str(one) for one in paths], "max_abs_diff": differing}
+    target = Target("cpu", "ort", "fp32", batch, threads=1)
+    return export_cascade(network, target, None, network.arch.example(batch, seed=1), out, seed=0)
 
 
 def _thresholds(path: Path, exits: int) -> NDArray[np.float64]:

@@ -1,5 +1,7 @@
 """A cascade as ONNX files, one of each exit: what a stage passes on is among its outputs, and the next one's inputs."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.export import write_onnx
+from nas.cascade.costs import until_ms
+from nas.export import Checked, write_onnx
+from nas.latency import LatencyTable
+from nas.peak_memory import peak_mb, weights_mb
+from nas.runtimes.onnxruntime import Chain
+from nas.target import Target
+from nas.timing import ROUNDS, settled, time_opened
 from search_spaces.blocks.reuse import Passed
-from search_spaces.cascade import CascadeNetwork
+from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["check_exits", "export_exits"]
+__all__ = ["check_exits", "export_cascade", "export_exits"]
 
+BATCH = 32  # images that the network is compared on at a time
 CLOSE = 1e-3  # times the largest logit, if above 1
 
 
@@ -37,7 +46,7 @@ def _tensors(network: CascadeNetwork, number: int, passed: Passed) -> tuple[Tens
     return (passed.tokens,) if passed.relations is None else (passed.tokens, passed.relations)
 
 
-NAMES = ("tokens", "relations")
+NAMES = ("tokens", "relations")  # of outputs; as inputs of the next file, `_in` follows
 
 
 @torch.no_grad()
@@ -65,26 +74,67 @@ def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path
 
 
 @torch.no_grad()
-def check_exits(network: CascadeNetwork, paths: list[Path], images: Tensor) -> list[float]:
-    """Run the files one after the other in ONNX Runtime on one batch; the largest difference of each exit's logits from the network's.
+def check_exits(network: CascadeNetwork, paths: Sequence[Path], images: Tensor, target: Target) -> list[Checked]:
+    """Run the files one after the other in ONNX Runtime on images (N, C, H, W), and compare each exit with the network's.
 
     Raises:
         InputError: a file disagrees; all are removed then.
     """
-    from onnxruntime import InferenceSession
-
-    wanted, differing = network.eval()(images), list[float]()
-    given: dict[str, Any] = {"images": images.numpy()}
-    for path, own in zip(paths, wanted, strict=True):
-        session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        asked = [entry.name for entry in session.get_inputs()]
-        logits, *passed = session.run(None, {name: given[name] for name in asked})
-        given |= {f"{name}_in": value for name, value in zip(NAMES, passed, strict=False)}
-        differing.append(float(np.abs(logits - own.numpy()).max()))
-        if not differing[-1] <= CLOSE * max(1.0, float(own.abs().max())):  # which NaN is not
+    found = Chain(paths, target).run(images.numpy())
+    wanted = [torch.cat(exits).numpy() for exits in zip(*map(network.eval(), torch.split(images, BATCH)), strict=True)]
+    checked = []
+    for path, logits, own in zip(paths, found.swapaxes(0, 1), wanted, strict=True):
+        differing = float(np.abs(logits - own).max())
+        if not differing <= CLOSE * max(1.0, float(np.abs(own).max())):  # which NaN is not
             for one in paths:
                 one.unlink()
             raise InputError(
-                f"{path.name} gives other scores than the cascade, by {differing[-1]:.2g}, and was removed; report this network"
+                f"{path.name} gives other scores than the cascade, by {differing:.2g}, and was removed; report this network"
             )
-    return differing
+        checked.append(Checked(differing, float((logits.argmax(1) == own.argmax(1)).mean()), len(images)))
+    return checked
+
+
+def export_cascade(
+    network: CascadeNetwork, target: Target, prices: LatencyTable | None, images: Tensor, out: Path, seed: int
+) -> dict[str, Any]:
+    """Write, check on `images` (N, C, H, W) and time the files of all exits in the folder `out`.
+
+    Returns:
+        What `nas export` says of a network, `path` being the folder, and times those until the last exit; and `exits`, a row for each.
+
+    Raises:
+        InputError: as `export_exits` and `check_exits`.
+    """
+    arch, paths = network.arch, export_exits(network, target.batch, out)
+    checked = check_exits(network, paths, images, target)
+    times = _until_ms(arch, paths, target, prices, seed)
+    predicted = [None] * len(paths) if prices is None else until_ms(arch, prices).tolist()
+    exits = [
+        {**asdict(one), "path": str(path), "measured_ms": ms, "predicted_ms": told}
+        for one, path, ms, told in zip(checked, paths, times, predicted, strict=True)
+    ]
+    return {
+        "path": str(out),
+        "max_abs_diff": max(one.max_abs_diff for one in checked),
+        "top1_agreement": min(one.top1_agreement for one in checked),
+        "images": len(images),
+        "measured_ms": times[-1],
+        "predicted_ms": predicted[-1],
+        "peak_mb": peak_mb([arch], target)[0],
+        "weights_mb": weights_mb(arch),
+        "exits": exits,
+    }
+
+
+def _until_ms(
+    arch: Cascade, paths: Sequence[Path], target: Target, prices: LatencyTable | None, seed: int
+) -> list[float]:
+    """Milliseconds of the files as far as each exit, in one interleaved run, at the clock of `prices` if there are any."""
+    chains = {path.name: Chain(paths[: number + 1], target) for number, path in enumerate(paths)}
+    reference, statistic, known = (
+        (arch.stages[0], None, None) if prices is None else (prices.reference, prices.statistic, prices.reference_ms)
+    )
+    visits = time_opened(chains, reference, target, rounds=ROUNDS, seed=seed, floor=known)
+    timings = settled(visits, ROUNDS, statistic, known)
+    return [timings[path.name].ms for path in paths]

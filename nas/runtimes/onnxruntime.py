@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 
 __all__ = [
+    "Chain",
     "Session",
     "batch_of",
     "export_onnx",
@@ -222,6 +224,63 @@ class Session:
         if self._live is None:
             self._live = _open(str(self._graph), self.target, optimise=False)
         return self._live
+
+
+class Chain:
+    """Files run one after the other, each on the images and on what the one before passes on; implements `nas.interleave.Timed`.
+
+    An output `name` of one is the input `name_in` of the next; the first output is the logits.
+    """
+
+    def __init__(self, paths: Sequence[Path], target: Target) -> None:
+        """Optimise the graphs for this machine.
+
+        Raises:
+            InputError: ONNX Runtime refuses one.
+        """
+        target.check_here()
+        self.target = target
+        self._folder = tempfile.TemporaryDirectory(prefix="ort-", dir=scratch_dir())  # removed with the chain
+        self._graphs = [Path(self._folder.name) / str(number) / "optimised.onnx" for number in range(len(paths))]
+        for path, graph in zip(paths, self._graphs, strict=True):
+            graph.parent.mkdir()  # weights are written beside a graph, under one name
+            _optimise(path, target, str(path), graph)
+        self._live: list[tuple[Any, list[str], list[str]]] = []  # with the names of inputs, and of those to come
+        self.reopen()
+        shapes = {given.name: tuple(given.shape) for given in self._live[0][0].get_inputs()}
+        self._images = fixed_images(shapes["images"])
+
+    def reopen(self) -> None:
+        """Load the optimised graphs anew."""
+        self.close()
+        for graph in self._graphs:
+            session = _open(str(graph), self.target, optimise=False)
+            asked = [given.name for given in session.get_inputs()]
+            self._live.append((session, asked, [f"{given.name}_in" for given in session.get_outputs()]))
+
+    def close(self) -> None:
+        """Give the memory back; the files stay."""
+        self._live = []
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) -> logits (N, files, classes), in batches of the target's size, the last one padded."""
+        return in_batches(lambda batch: np.stack(self._logits(batch), 1), images, self.target.batch)
+
+    def time(self, repeats: int) -> list[float]:
+        """Milliseconds of each run of all files on one fixed input."""
+        marks = [time.perf_counter_ns()]
+        for _ in range(repeats):
+            self._logits(self._images)
+            marks.append(time.perf_counter_ns())
+        return [(after - before) / 1e6 for before, after in pairwise(marks)]
+
+    def _logits(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        given, found = {"images": images}, []
+        for session, asked, passed in self._live:
+            values = session.run(None, {name: given[name] for name in asked})
+            given.update(zip(passed, values, strict=True))
+            found.append(values[0])
+        return found
 
 
 def _optimise(model: Path | bytes, target: Target, name: str, path: Path) -> None:

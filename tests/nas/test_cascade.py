@@ -17,8 +17,10 @@ from nas.cost import macs, params
 from nas.data import DATASETS
 from nas.describe import describe
 from nas.errors import BudgetError
+from nas.launch import export_network
 from nas.networks import network_named
 from nas.runs import Run, read_arch
+from nas.target import Target
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, Cascade, InputError, zoo
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Reuse
@@ -171,18 +173,39 @@ def test_files_of_every_exit_in_a_row(
     run.save_network(arch, fresh_network(arch, 0).state_dict())
     name = run.path if features else run.path / "arch.json"
     found = nas("export", name, "--batch", 2, "--out", tmp_path / "files")
-    assert [Path(path).name for path in found["paths"]] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
-    assert max(found["max_abs_diff"]) < 1e-4
-    images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in found["paths"]]
+    paths = [Path(one["path"]) for one in found["exits"]]
+    assert [path.name for path in paths] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
+    assert found["path"] == str(paths[0].parent) and found["predicted_ms"] is None and found["peak_mb"] > 0
+    assert found["max_abs_diff"] == max(one["max_abs_diff"] for one in found["exits"]) < 1e-4
+    assert found["measured_ms"] == found["exits"][-1]["measured_ms"] > found["exits"][0]["measured_ms"] > 0
+    images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in paths]
     shapes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in images]
     assert shapes == [[2, 3, 32, 32]] * 3
     with pytest.raises(InputError, match="has files of a cascade with more exits; choose another --out"):
         export_exits(linked([vit(16), vit(8)]).build(), 1, tmp_path / "files")
     network = network_named(str(name), cascades=True).with_weights(0)
     assert isinstance(network, CascadeNetwork)
+    target = Target.parse("cpu-ort-fp32-b2-t1")
+    odd = check_exits(network, paths, torch.cat([arch.example(2, seed=1), arch.example(1)]), target)
+    assert [one.images for one in odd] == [3, 3, 3] and all(one.top1_agreement == 1 for one in odd)
     with pytest.raises(InputError, match="gives other scores than the cascade, by nan, and was removed"):
-        check_exits(network, [Path(path) for path in found["paths"]], float("nan") * arch.example(2))
-    assert not any(Path(path).exists() for path in found["paths"])
+        check_exits(network, paths, float("nan") * arch.example(2), target)
+    assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_nas_export_writes_a_file_of_each_exit(tmp_path: Path) -> None:
+    """As of any network: by a table's clock, on a data set's images, and what an exit's file cannot be is refused."""
+    arch = linked([vit(16), vit(8)])
+    (tmp_path / "arch.json").write_text(arch.to_json())
+    found = export_network(str(tmp_path / "arch.json"), "onnx", None, None, tmp_path, 0, dataset="toy")
+    assert len(found["exits"]) == 2 and found["images"] > 32 and found["top1_agreement"] > 0.99
+    for how in ({"form": "openvino"}, {"int8": True}, {"static": True}):
+        given: dict[str, Any] = {"form": "onnx", "dataset": "toy", **how}
+        with pytest.raises(InputError, match="is exported as an ONNX file of each exit, in float, for ONNX Runtime"):
+            export_network(str(tmp_path / "arch.json"), given.pop("form"), None, None, tmp_path / "no", 0, **given)
+    assert not (tmp_path / "no").exists()
 
 
 def test_costs_as_far_as_each_exit() -> None:
