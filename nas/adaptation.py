@@ -29,9 +29,7 @@ NETS = 40  # networks to time unless told: with 20, one target of six has nine o
 FEWEST = 8  # below which the held-out errors say nothing
 POOL = 150  # networks of every cost, and as many drawn uniformly, whose predictions are to be good
 WIDE = 800  # of both, to choose from
-OCCASION = (
-    0.01  # by which all networks together differ, beside the reference, from one day to another: see docs/latency.md
-)
+OCCASION = 0.01  # by which one day differs from another, all networks together: benchmarks/latency_occasions.py
 LEAST_NOISE = 0.02  # of a network's time, however well it is measured: rows do not quite add up
 P10, P50_MAD = 1.2816, 0.6745  # of a normal distribution, in standard deviations
 

@@ -102,7 +102,7 @@ class Job:
         return {}
 
     def teacher(self, weight: float = DIVERGENCE / (1 + DIVERGENCE)) -> Teacher:
-        """The dense network, to learn from at AS-ViT's temperature of 1; `weight` is its share of a loss, unless the loss says otherwise."""
+        """The dense network, to learn from at AS-ViT's temperature of 1; `weight` is its share of `supervised`'s loss, and beside 1 in `token_pruning`'s."""
         return Teacher(self.network, self.named.arch.classes, weight, temperature=1.0)
 
     def measured(self, archs: Sequence[Arch]) -> list[dict[str, float]]:

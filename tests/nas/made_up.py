@@ -32,8 +32,8 @@ def taking(ms: Callable[[Arch], float]) -> Iterator[None]:
         return found
 
     with (
-        patch("nas.measure.time_elsewhere", visits),
-        patch("nas.measure.time_sessions", visits),
+        patch("nas.job.time_elsewhere", visits),
+        patch("nas.job.time_sessions", visits),
         patch("nas.timing.time_sessions", visits),
         patch("nas.validate.time_sessions", visits),
     ):

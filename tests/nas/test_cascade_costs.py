@@ -16,6 +16,7 @@ from nas.cli.main import app
 from nas.cost import macs
 from nas.data import DATASETS
 from nas.latency import LatencyTable, MissingLatency
+from nas.launch import export_network
 from nas.measure import measure_table
 from nas.networks import network_named
 from nas.runs import Run
@@ -146,6 +147,15 @@ def test_calibration_holds_a_budget_of_the_target(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             nas(*words, "--table", table, *more)
+
+
+@pytest.mark.slow
+def test_exported_exits_are_priced_by_a_table_of_them(arch_file: Path, tmp_path: Path) -> None:
+    table = measure_table(space_of(CASCADE), TARGET, tables_dir(), rounds=4)
+    found = export_network(str(arch_file), "onnx", None, table.path, tmp_path / "files", 0, dataset="toy")
+    assert [own["predicted_ms"] for own in found["exits"]] == pytest.approx(until_ms(CASCADE, table).tolist())
+    assert found["predicted_ms"] == found["exits"][-1]["predicted_ms"] and found["images"] > 32
+    assert all(own["measured_ms"] > 0 and own["top1_agreement"] > 0.99 for own in found["exits"])
 
 
 def test_tables_of_other_networks_say_how_to_measure_a_cascade(arch_file: Path, tmp_path: Path) -> None:
