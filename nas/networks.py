@@ -139,10 +139,12 @@ def network_named(
         cascades: whether a network of several exits will do.
 
     Raises:
-        InputError: none of these, a search run with several budgets of which `budget_ms` is not one, weights that do not fit, or a cascade
-            where one exit is wanted.
+        InputError: none of these, a search run with several budgets of which `budget_ms` is not one, a budget where there is no search run,
+            weights that do not fit, or a cascade where one exit is wanted.
     """
     found = _named(name, budget_ms, weights)
+    if budget_ms is not None and found.supernet is None:
+        raise InputError(f"--budget-ms chooses a winner of a search run, and {name} is none; leave it out")
     if not isinstance(found.arch, Cascade) and any(isinstance(spec, Reuse) for spec in found.arch.blocks):
         raise InputError(
             f"{name} is a stage that reuses what the one before it knows, and runs in its cascade alone; give that"

@@ -50,6 +50,11 @@ def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
         (("measure", "--space", "hybrid_digits", "--from", TABLE, "--nets", 3), ("--nets must be at least 8, got 3",)),
         (("measure", "--space", "hybrid_digits", "--target", "toaster-ort-fp32-b1-t1"), ("toaster", "cpu-ort-fp32")),
         (("describe", "efficientformer_l9"), ("efficientformer_l9", "efficientformer_l1")),
+        (
+            ("export", "dvt_deit_small", "--budget-ms", 5),
+            ("--budget-ms", "winner of a search run, and dvt_deit_small is none"),
+        ),
+        (("describe", "deit_tiny_patch16_224", "--budget-ms", 5), ("--budget-ms", "leave it out")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "-1"), ("--budget-ms", "-1")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "fast"), ("--budget-ms", "fast")),
         (("search", "--supernet", "nowhere", "--table", "t.csv", "--budget-ms", "1"), ("nowhere", "no run")),
