@@ -1,6 +1,9 @@
 """Fixtures that every test may use."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; read where torch is imported
 
 import pytest
 import torch
@@ -15,8 +18,6 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the user's cache out of the tests; one folder for all of them, so that data are made once."""
-    import os
-
     if "NAS_TEST_CACHE" in os.environ:
         os.environ["NAS_CACHE"] = os.environ["NAS_TEST_CACHE"]
     else:
