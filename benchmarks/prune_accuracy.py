@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,13 @@ def compared(hits: dict[Pick, Hits], given: argparse.Namespace) -> list[dict[str
     return found
 
 
+def seconds_of(done: dict[Pick, dict[str, Any]], share: float) -> dict[str, float]:
+    """The median over seeds of the seconds that each way's network was trained for, as many steps as any other's."""
+    picks = [pick for pick in done if pick.share == share and "seconds" in done[pick]]
+    ways = dict.fromkeys(pick.way for pick in picks)
+    return {way: median(done[pick]["seconds"] for pick in picks if pick.way == way) for way in ways}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -138,7 +146,7 @@ def main() -> None:
     options = f"{given.model} --data {given.data} --target {given.target} --seeds {' '.join(map(str, given.seeds))}"
     options += f" --shares {' '.join(map(str, given.shares))} --ways {' '.join(given.ways)}"
     recipe = f"--images {given.images} --epochs {given.epochs} --batch-size {given.batch_size}"
-    shares = compared(hits, given)
+    shares = [{**one, "seconds": seconds_of(done, one["share"])} for one in compared(hits, given)]
     result = {
         "command": f"python benchmarks/prune_accuracy.py {options} {recipe}",
         "machine": dict(source.job.table.content.fingerprint),

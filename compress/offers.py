@@ -114,11 +114,13 @@ def offer(
         )
         whole = losses[position].whole
         base = price(whole)
-        spent = np.array([price(replace(whole, hidden=count)) - base for count in chosen.hidden]).T
-        groups += [attention, Group(position, spent, np.array([losses[position].hidden(n) for n in chosen.hidden]))]
+        spent = np.array([price(replace(whole, hidden=count)) - base for count in chosen.hidden])
+        lost = np.array([losses[position].hidden(count) for count in chosen.hidden])
+        kept = _unbeaten(spent, lost)
+        groups += [attention, Group(position, spent[kept].T, lost[kept])]
         if number not in frame.scoring and math.isfinite(losses[position].without):
             without[position] = losses[position].without
-        sizes[position] = forms, chosen.hidden
+        sizes[position] = forms, [chosen.hidden[number] for number in kept]
     if len(without) == len(places):
         del without[max(without, key=lambda position: without[position])]  # one block stays
     total = np.array([cost.total(arch) for cost in costs])
@@ -150,11 +152,16 @@ class _Price:
 def _attention(
     position: int, loss: BlockLoss, price: _Price, shapes: "product[tuple[int, ...]]"
 ) -> tuple[list[BlockSize], Group]:
-    """Sizes of attention, from the cheapest, none of which costs no less on any target than another, and loses no less."""
+    """Sizes of attention, from the cheapest, that are worth having."""
     every = [BlockSize(heads, key_dim, value_dim, loss.whole.hidden) for heads, key_dim, value_dim in shapes]
     costs, lost = np.array([price(size) for size in every]), np.array([loss.attention(size) for size in every])
+    kept = _unbeaten(costs, lost)
+    return [every[number] for number in kept], Group(position, costs[kept].T, lost[kept])
+
+
+def _unbeaten(costs: Floats, lost: Floats) -> "np.ndarray[tuple[int], np.dtype[np.intp]]":
+    """Numbers, from the cheapest, of those of costs (N, targets) that no other costs no more than on every target, losing (N,) no more: of equals the first."""
     order = np.lexsort((lost, *costs.T[::-1]))  # what beats another comes before it
     figures = np.column_stack([costs, lost])[order]
     beats = (figures[None] <= figures[:, None]).all(-1)  # [one, other] whether the other beats it
-    kept = order[~np.tril(beats, -1).any(1)]
-    return [every[number] for number in kept], Group(position, costs[kept].T, lost[kept])
+    return order[~np.tril(beats, -1).any(1)]

@@ -22,7 +22,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import BlockSpec
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
-from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, whole_frame
+from search_spaces.spaces.frames import PARTS, Frame, attention_blocks, narrowable, whole_frame
 from search_spaces.spaces.remains import check_plain
 from search_spaces.states import State
 
@@ -167,6 +167,8 @@ def prepare(
         raise InputError(f"this network cannot be pruned: {error}") from error
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
+    if "width" in parts and not narrowable(arch):
+        progress("the embedding stays as wide as it is: more than the norms of blocks and of a classifier reads it")
     dense = examined(arch, weights, taken(data, arch, max(images, moments)), compared(arch, images), parts, progress)
     losses = block_losses(dense, parts, progress)
     offers = [

@@ -61,17 +61,25 @@ def healed_within(places: Sequence[Files], budgets: Budgets, healing: Healing) -
     return _trained_within(places, calibrated, budgets, healing) if healing.changes else calibrated
 
 
-def _trained_within(places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing) -> Attempt:
-    """What calibration gave, trained, unless that harms; where thresholds let it take too long, once more for less."""
+def _trained_within(
+    places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing, folder: str = "trained"
+) -> Attempt:
+    """What calibration gave, trained, unless that harms.
+
+    Where thresholds let it take too long they are set once more for less; what never holds so keeps fixed numbers of patches.
+    """
     job, files = places[0].job, places[0].out
     limit, found = SPARE * budgets[0] if healing.adaptive else budgets[0], calibrated.found
     for number in range(1, TRIES + 1):
-        out = files / ("trained" if number == 1 else f"trained-{number}")
-        left, training = heal(job, found, out, healing, limit)
-        if number > 1:  # files are written over by then
-            calibrated = replace(calibrated, taken=tuple(replace(one, file=None) for one in calibrated.taken))
-        if training is None:
-            return calibrated
+        out = files / (folder if number == 1 else f"{folder}-{number}")
+        changed, told_of = heal(job, found, out, healing, limit)
+        if number > 1:
+            calibrated = _unfiled(calibrated)
+        if told_of is None:
+            if number == 1:
+                return calibrated
+            break
+        left, training = changed, told_of
         if harmed(job, calibrated.found, left):
             what = "training made it worse" if healing.epochs else "thresholds make it worse"
             say(f"{what} on search-validation: what calibration alone gave stays; train longer, or with a lower --lr")
@@ -94,11 +102,22 @@ def _trained_within(places: Sequence[Files], calibrated: Attempt, budgets: Budge
         share = min(budgets[number] / ms for number, ms in over.items())
         limit = remembered(files / f"limit-{number}.json", limit * SPARE * share)
         found = left
+    if left.arch != calibrated.found.arch:
+        say(f"{line}: thresholds do not pay here, and fixed numbers of patches stay")
+        fixed, held = replace(healing, adaptive=False), _unfiled(calibrated)
+        if fixed.changes:
+            return _trained_within(places, held, budgets, fixed, "trained-fixed")
+        return replace(held, training={**training, "used": False})
     least = {
         number: one.told["cheapest_ms"] for number, one in enumerate(calibrated.taken) if "cheapest_ms" in one.told
     }
     cheapest = f"; the cheapest network of these blocks is predicted to take {told(least, places)}" if least else ""
     raise BudgetError(f"{line}{cheapest}; it is kept in {out}: measure again on a quieter machine, with --resume")
+
+
+def _unfiled(attempt: Attempt) -> Attempt:
+    """The same where its files have been written over."""
+    return replace(attempt, taken=tuple(replace(one, file=None) for one in attempt.taken))
 
 
 def unchanged(job: Job) -> Attempt:

@@ -19,6 +19,7 @@ from nas.pruning.job import Job
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.thresholded import ROUNDS as IMAGE_ROUNDS
+from nas.thresholded import Spread
 from nas.timing import ROUNDS, Timing, settled
 from search_spaces.arch import Arch, Network
 
@@ -37,6 +38,7 @@ class Delivered:
     checked: Checked
     timed: Path | None  # the file that was timed: in int8 where the target is; None where its runtime reads no ONNX
     ms: float | None
+    p95_ms: float | None = None  # over images, where its time depends on them: `ms` is their mean
 
     def over(self, budget: float) -> bool:
         """Whether the file was timed, and takes longer than `budget` ms."""
@@ -50,6 +52,7 @@ class Delivered:
             "onnx_top1_agreement": self.checked.top1_agreement,
             "onnx_timed": None if self.timed is None else str(self.timed),
             "onnx_measured_ms": self.ms,
+            "onnx_measured_p95_ms": self.p95_ms,
             "agrees": None if self.ms is None else self.ms / measured_ms,
         }
 
@@ -75,7 +78,8 @@ class Files:
         if SUFFIX not in RUNTIMES[target.runtime].files:
             return Delivered(path, checked, None, None)
         if arch != arch.keeping(adaptive=False):
-            return Delivered(path, checked, path, self._mean_ms(path, arch) if ms is None else ms)
+            over_images = self._over_images(path, arch)
+            return Delivered(path, checked, path, over_images.mean, over_images.p95)
         timed = quantised(self.job, arch, path, self.out / INT8) if target.dtype == "int8" else path
         if ms is None:
             _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)
@@ -89,12 +93,12 @@ class Files:
         self._exported(self.job.network, path)
         return quantised(self.job, arch, path, path) if self.job.table.target.dtype == "int8" else path
 
-    def _mean_ms(self, path: Path, arch: Arch) -> float:
-        """Mean over search-validation images of what a file with thresholds takes for each alone."""
+    def _over_images(self, path: Path, arch: Arch) -> Spread:
+        """What a file with thresholds takes for search-validation images, each alone."""
         table, images = self.job.table, self.scratch / "images.npy"
         batches = self.job.data.at(arch.image_size).loader("val", TIMED, limit=TIMED)
         np.save(images, next(iter(batches))[0].numpy())
-        return float(np.mean([timing.ms for timing in retimed([path], table, self.job.seed, IMAGE_ROUNDS, images)]))
+        return Spread.of([timing.ms for timing in retimed([path], table, self.job.seed, IMAGE_ROUNDS, images)])
 
     def _exported(self, network: Network, path: Path) -> Checked:
         arch = network.arch

@@ -80,14 +80,17 @@ def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) ->
     """What is left, trained in the run folder `out`, and what its training came to; a run that is done is read.
 
     Labels and the dense network's scores teach it; an encoder its features alone. `budget` in ms is what thresholds keep
-    to, if they are asked for; without epochs they are all that is new, and None is said where there is nothing for them to do.
+    to, if they are asked for; without epochs they are all that is new. None is
+    said where nothing was done: there is nothing for them to do, or what has them already would need fewer patches than pay.
 
     Raises:
         InputError: `out` holds another run, or the training does not fit the data.
     """
     recipe = healing.recipe(job.named.arch, job.seed) if healing.epochs else None
     summary = None
-    if healing.adaptive and found.arch.locations:
+    if healing.adaptive and not found.arch.locations:
+        say("what is left drops no patches: there is nothing for thresholds to do")
+    elif healing.adaptive:
         if recipe is None:
             alone = solved(job, found, out, budget)
             if alone is not None:
@@ -95,9 +98,7 @@ def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) ->
                 return left, {"epochs": 0, **told}
         else:
             summary = learned(job, found, recipe, out, budget)
-    if healing.adaptive and summary is None:
-        say("what is left drops no tokens, or need not for the budget: there is nothing for thresholds to do")
-    if recipe is None:
+    if recipe is None or (summary is None and found.arch != found.arch.keeping(adaptive=False)):
         return found, None
     if summary is None:
         summary = _trained(job, found.arch, found.weights, recipe, out)

@@ -144,14 +144,14 @@ def job_of(
 ) -> Job:
     """The job that a user's names describe; the rows that the targets' tables lack are measured first.
 
-    Targets are those of tables and then those that are named, the first the main one; of one table and the name of its target it is one.
+    Targets are those of tables and then those that are named, the first the main one; one table and one target have to be of the same.
     `labels_for` is the flag, if there is one, that a network with a classifier needs labels for. `check` may refuse before
     anything is measured.
 
     Raises:
         InputError: no such network or data, no weights or such as are not finite, more images than calibration takes, labels that are
-            needed and not there or out of range, classes without images where a classifier is to be fitted, a target twice, or a
-            table without the rows.
+            needed and not there or out of range, classes without images where a classifier is to be fitted, a target twice, a table
+            of another target, or one without the rows.
     """
     if images > MOMENTS:
         raise InputError(f"--images must be at most {MOMENTS}, since calibration takes no more, got {images}")
@@ -211,13 +211,17 @@ def _targets(tables: Sequence[Path], names: Sequence[str]) -> list[Target]:
     """What the network is to be fast on: the targets of tables and then those that are named; one where both are of the same.
 
     Raises:
-        InputError: no such target or table, none given, or a target twice.
+        InputError: no such target or table, none given, a target twice, or one table that is not of the one target.
     """
     if not tables and not names:
         raise InputError("give either --table FILE or --target NAME")
-    if len(tables) == len(names) == 1 and (own := LatencyTable.load(table_path(tables[0])).target) == Target.parse(
-        names[0]
-    ):
+    if len(tables) == len(names) == 1:
+        wanted, own = Target.parse(names[0]), LatencyTable.load(table_path(tables[0])).target
+        if wanted != own:
+            raise InputError(
+                f"{tables[0]} is a table of {own.name}, not of {wanted.name}; give --target {wanted.name} alone, which measures what its "
+                f"table lacks, or, to be fast on both, --target {own.name} --target {wanted.name}"
+            )
         return [own]
     return targets_of(tables, names)
 

@@ -97,18 +97,22 @@ def _quality(job: Job, network: Network) -> dict[str, float | None]:
 
 
 def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
-    """What became of each block, and shares of its MACs and predicted milliseconds; those where MACs fell and time did not are named."""
+    """What became of each block, its parameters, MACs and milliseconds by the table, [before, after]; those where MACs fell and time did not are named."""
     arch, cost, rows = job.named.arch, Milliseconds(job.table), []
     left = iter((spec, state) for spec, state in found.arch.steps() if isinstance(spec, MB3D))
     for position, (spec, state) in enumerate(arch.steps()):
         if not isinstance(spec, MB3D):
             continue
         now = None if found.sizes.get(position, spec) is None else next(left)
-        work = 0.0 if now is None else now[0].macs(now[1]) / spec.macs(state)
-        ms = 0.0 if now is None else cost.block(*now) / cost.block(spec, state)
+        learned, counted, taken = (
+            [of(spec, state), 0 if now is None else of(*now)]
+            for of in (lambda one, on: one.params(on), lambda one, on: one.macs(on), cost.block)
+        )
+        work, ms = counted[1] / counted[0], taken[1] / taken[0]
         slow = work < 1 and 1 - ms < PAYS * (1 - work)
         if slow:
             say(f"block {position}: MACs fell to {work:.0%}, milliseconds to {ms:.0%}")
         left_of = "" if now is None else now[0].label
-        rows.append({"block": position, "left": left_of, "macs_share": work, "ms_share": ms, "slow": slow})
+        figures = {"params": learned, "macs": counted, "ms": taken, "macs_share": work, "ms_share": ms}
+        rows.append({"block": position, "left": left_of, **figures, "slow": slow})
     return rows

@@ -19,7 +19,9 @@ from nas.export import SUFFIX
 from nas.pruning.files import Files, quantised
 from nas.pruning.job import Job
 from nas.pruning.judge import judged, right
+from nas.pruning.own_head import with_own_head
 from nas.pruning.siblings import smaller_sibling
+from nas.runs import digest
 from nas.runtimes import RUNTIMES
 from nas.tables import timed
 from nas.target import Target
@@ -77,7 +79,11 @@ def rival_rows(
     """
     arch, dense = job.named.arch, dict(job.network.state_dict())
     rows = [Rival("dense", model, arch, dense), Rival("pruned", "", found.arch, found.weights)]
-    others = [_sibling(job, model), *_uniform(job, budget), _lower_resolution(job, budget)]
+    others = [
+        _sibling(job, model, files.out / "rivals" / "sibling-head"),
+        *_uniform(job, budget),
+        _lower_resolution(job, budget),
+    ]
     trained = [one if heal is None or isinstance(one, Missing) else _healed(one, heal) for one in others]
     every = [*rows, *trained, _int8(job, files)]
     present = [one for one in every if isinstance(one, Rival)]
@@ -108,14 +114,21 @@ def _healed(one: Rival, heal: Heal) -> Rival:
     return Rival(one.name, one.note, one.arch, heal(one.name, one.arch, one.weights))
 
 
-def _sibling(job: Job, model: str) -> Rival | Missing:
-    """The next smaller model of timm's family, as it is published."""
+def _sibling(job: Job, model: str, out: Path) -> Rival | Missing:
+    """The next smaller model of timm's family, as it is published; for other classes with a classifier fitted as the dense network's was, in `out`."""
     try:
-        name, found = smaller_sibling(model, job.data.classes if job.data.labelled else job.named.arch.classes)
+        name, found = smaller_sibling(model)
     except InputError as error:
         return Missing("sibling", str(error))
-    network = found.seeing(job.data).network
+    found, classes = found.seeing(job.data), job.named.arch.classes
+    network = found.network
     assert network is not None
+    if not job.encoder and network.arch.classes != classes:
+        if not job.data.labelled:
+            return Missing("sibling", f"{name} tells {network.arch.classes} classes apart, not {classes}")
+        fresh = found.of_classes(classes).network
+        assert fresh is not None
+        network, name = with_own_head(fresh, job.data, digest(network.state_dict()), out), f"{name}, classifier fitted"
     return Rival("sibling", name, network.arch, dict(network.state_dict()))
 
 

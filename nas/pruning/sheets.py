@@ -20,6 +20,8 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
 }
 RIVAL = ("params", "macs", "measured_ms")  # of these, what is said of a rival, and one of the next
 SHARES = ("acc", "agreement")
+BLOCK = {"params": "{:,}", "macs": "{:,}", "ms": "{:.4g}"}  # of a block, before and after; older runs do not say them
+OVER_IMAGES = {"onnx_measured_ms": "ms of its file over images, mean", "onnx_measured_p95_ms": "p95 over images"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def _figures(summary: dict[str, Any]) -> Sheet:
         for name, (label, form) in FIGURES.items()
         if before.get(name) is not None  # encoders have no accuracy, and others no distance
     ]
+    if summary.get("onnx_measured_p95_ms") is not None:  # where it depends on the image
+        rows += [(label, "", f"{summary[name]:.4g}", "") for name, label in OVER_IMAGES.items()]
     return Sheet("before and after", ("", "before", "after", "change"), rows)
 
 
@@ -87,12 +91,14 @@ def _blocks(summary: dict[str, Any]) -> Sheet:
         (
             str(row["block"]),
             row["left"] or "left out",
+            *(" to ".join(form.format(one) for one in row.get(name, ())) for name, form in BLOCK.items()),
             f"{row['macs_share']:.0%}",
             f"{row['ms_share']:.0%}" + (", hardly faster for it" if row["slow"] else ""),
         )
         for row in summary["blocks"]
     ]
-    return Sheet("what is left of each block", ("block", "left", "MACs", "milliseconds"), rows)
+    header = ("block", "left", "parameters", "MACs", "ms by the table", "of its MACs", "of its ms")
+    return Sheet("what is left of each block", header, rows)
 
 
 def _rivals(summary: dict[str, Any]) -> Sheet:

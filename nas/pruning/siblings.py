@@ -28,11 +28,11 @@ def smaller_sibling_name(name: str) -> str | None:
     return None
 
 
-def smaller_sibling(name: str, classes: int) -> tuple[str, Named]:
+def smaller_sibling(name: str) -> tuple[str, Named]:
     """The name and the network, with the weights that timm publishes, of the next smaller sibling of `timm:NAME`.
 
     Raises:
-        InputError: there is none, its weights cannot be had, or it tells other than `classes` classes apart.
+        InputError: there is none, or its weights cannot be had.
     """
     if not name.startswith(TIMM):
         raise InputError(f"{name} is no model of timm's, whose smaller siblings are published")
@@ -41,7 +41,4 @@ def smaller_sibling(name: str, classes: int) -> tuple[str, Named]:
     sibling = smaller_sibling_name(name.removeprefix(TIMM))
     if sibling is None:
         raise InputError(f"timm knows no smaller sibling of {name}")
-    found = network_named(f"{TIMM}{sibling}")
-    if found.arch.classes != classes:
-        raise InputError(f"{TIMM}{sibling} tells {found.arch.classes} classes apart, not {classes}")
-    return f"{TIMM}{sibling}", found
+    return f"{TIMM}{sibling}", network_named(f"{TIMM}{sibling}")

@@ -10,9 +10,9 @@ from torch import Tensor
 from compress import calibrate, counts_of, hold, thresholds_of
 from compress.prune import Pruned
 from compress.token_losses import Curve
-from nas.errors import BudgetError
 from nas.evaluate import calibration_batches
 from nas.latency import LatencyTable
+from nas.progress import say
 from nas.pruning.job import DIVERGENCE, Job
 from nas.pruning.saved import remembered
 from nas.train.loop import Recipe
@@ -42,7 +42,7 @@ class Shifted:
 def learned(job: Job, found: Pruned, recipe: Recipe, out: Path, budget: float) -> dict[str, Any] | None:
     """Train with thresholds that are held at `budget` ms on average (AS-ViT's losses), the dense network as teacher.
 
-    None where the budget is held with every patch kept, so that thresholds have nothing to do.
+    None where thresholds have nothing to do, as every patch may stay, or cost more than they save: what is left stays as it is, and that is said.
 
     Raises:
         InputError: `out` holds another run.
@@ -88,12 +88,9 @@ def solved(job: Job, found: Pruned, out: Path, budget: float) -> tuple[Pruned, d
 
 
 def _budget(job: Job, left: Arch, out: Path, budget: float) -> Budget | None:
-    """The budget of what is left with thresholds, whose own cost is measured and kept beside `out`; None where it is above all patches' cost.
+    """The budget of what is left with thresholds, whose own cost is measured and kept beside `out`; None where it is above all patches' cost, or below that of one.
 
     A table of what may be left has no rows of thresholds: what they cost is told by timing the network that has them.
-
-    Raises:
-        BudgetError: not even one patch of each image holds it.
     """
     arch = left.keeping(adaptive=True)
 
@@ -104,8 +101,12 @@ def _budget(job: Job, left: Arch, out: Path, budget: float) -> Budget | None:
     prices = Shifted(job.table, remembered(out.with_name(f"{out.name}-extra.json"), extra))
     limits = budget_of(arch, prices)
     if budget < limits.least:
-        raise BudgetError(
-            f"with thresholds what is left takes {limits.least:.4g} ms with one patch of each image, above {budget:.4g} ms; raise the "
-            "budget, or leave out --adaptive"
+        say(
+            f"thresholds do not pay on {job.table.target.name}: with them what is left takes {limits.least:.4g} ms with one patch of each "
+            f"image, above {budget:.4g} ms; fixed numbers of patches stay"
         )
-    return budget_of(arch, prices, budget) if budget <= limits.dense else None
+        return None
+    if budget > limits.dense:
+        say(f"every patch may stay within {budget:.4g} ms: there is nothing for thresholds to do")
+        return None
+    return budget_of(arch, prices, budget)

@@ -28,9 +28,9 @@ from search_spaces.errors import InputError
 from search_spaces.resize import resized
 from search_spaces.spaces.frames import whole_frame
 from search_spaces.spaces.remains import Remains
-from search_spaces.states import State
+from search_spaces.states import State, Tokens
 from tests.compress.test_from_module import FORMS, SMALL, shuffled
-from tests.compress.test_slicing import HIDDEN, arch, images, network
+from tests.compress.test_slicing import HEADS, HIDDEN, arch, images, network
 from tests.nas.test_latency import content
 from tests.nas.toy import toy_space
 
@@ -261,6 +261,45 @@ def test_what_is_left_undone_is_said() -> None:
     flat = Flat()
     prune(network(), flat, 0.8 * flat.total(network().arch), DATA, parts=("heads", "resolution"), progress=said.append)
     assert "frames left out, as with whole blocks they cost no less than the dense network: 2" in said
+
+
+@pytest.mark.parametrize("form", ["clip", "siglip", "siglip encoder"])
+def test_what_keeps_its_width_is_said(form: str) -> None:
+    model, said = shuffled(VisionTransformer(**SMALL | FORMS[form])), list[str]()
+    whole, _ = from_module(model)
+    for parts in (("heads", "width"), ("heads",)):
+        prepare(model, Macs(), [whole.example(4, seed=1)], parts=parts, progress=said.append)
+    assert sum("the embedding stays as wide as it is" in line for line in said) == 1
+
+
+class Steps(Macs):
+    """A cost of so many neurons as a kernel computes at once, and of heads, whose time goes up in steps too."""
+
+    neurons, heads = 16, 2
+
+    def total(self, arch: Arch) -> float:
+        return sum(self.block(spec, state) for spec, state in arch.steps())
+
+    def block(self, spec: BlockSpec, state: State) -> float:
+        if not isinstance(spec, MB3D) or not isinstance(state, Tokens):
+            return 0.0
+        tiles = math.ceil(round(spec.ratio * state.channels) / self.neurons)
+        return float(tiles + math.ceil(spec.heads / self.heads))
+
+
+def test_sizes_are_those_that_are_faster_by_the_table() -> None:
+    """Of all numbers of neurons or heads that take the same time the largest is offered alone, also where nothing is lost by fewer."""
+    model = network()
+    silent = network()
+    with torch.no_grad():
+        for block in silent.blocks:
+            if hasattr(block, "mlp"):
+                block.mlp.fc2.weight.zero_()
+    for one in (model, silent):
+        prunable = prepare(one, Steps(), DATA, parts=("heads", "neurons"))
+        for forms, counts in prunable.offers[0].sizes.values():
+            assert sorted(counts) == ([16, 32, HIDDEN] if one is model else [16])
+            assert {size.heads for size in forms} == {2, HEADS}
 
 
 class Flat(Macs):

@@ -244,6 +244,26 @@ def test_a_table_and_the_name_of_its_target_are_one(vit: Path, tmp_path: Path) -
     assert found["speedup_measured"] >= 2 and len(found["targets"]) == 1
 
 
+@pytest.mark.parametrize("other", ["cpu-ort-int8-b1-t1", "cpu-ort-fp32-b8-t1", "cpu-eager-fp32-b1-t1"])
+def test_a_table_of_another_target_is_refused(other: str, vit: Path, tmp_path: Path) -> None:
+    table = patch("nas.pruning.job.LatencyTable.load", lambda path: Prices(Target.parse(other)))
+    how = {**HOW, "speedup": 2, "table": Path("given.csv"), "target": "cpu-ort-fp32-b1-t1"}
+    message = f"given.csv is a table of {other}, not of cpu-ort-fp32-b1-t1; give --target cpu-ort-fp32-b1-t1 alone"
+    with table, priced(), pytest.raises(InputError, match=message) as found:
+        prune_network(str(vit), "toy", tmp_path / "run", **how)
+    assert "\n" not in str(found.value) and not (tmp_path / "run").exists()
+
+
+def test_what_takes_no_less_time_is_not_used(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the table it is faster, and on the device it is not."""
+    dense = Prices().timed(ARCH)
+    with priced(), patch.object(Prices, "timed", lambda self, arch: dense):
+        found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.05, **HOW)
+    assert "what is left takes no less time than the network as it is, which stays" in capsys.readouterr().err
+    assert network_named(str(tmp_path / "run")).arch == ARCH and found["speedup_measured"] == 1
+    assert any(one["holds"] for one in found["tries"])
+
+
 def test_the_last_try_is_not_trained_to_its_harm(vit: Path, tmp_path: Path) -> None:
     harmful = Healing(1, batch_size=32, lr=0.3)
     found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.05, healing=harmful, **HOW)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from compress import feature_distance
+from compress.prune import prepare
 from compress.slicing import size_of
 from nas.evaluate import accuracy
 from nas.launch import retrain_network
@@ -171,7 +173,9 @@ def job(vit: Path) -> Job:
     return job_of(str(vit), "toy", None, Prices().target.name, None, 64, PARTS, 0, False)
 
 
-def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_path: Path) -> None:
+def test_thresholds_are_learned_and_held_at_the_budget(
+    vit: Path, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arch, weights = token_pruned(vit)
     found = replace(job.dense(), arch=arch, weights=weights)
     budget = job.table.predict(arch).ms
@@ -187,6 +191,7 @@ def test_thresholds_are_learned_and_held_at_the_budget(vit: Path, job: Job, tmp_
     assert Run.open(tmp_path / "t").config["teacher"] == taught
     loose, _ = heal(job, found, tmp_path / "loose", replace(HEALING, adaptive=True), 100.0)
     assert loose.arch == arch, "a budget that all patches hold needs no thresholds"
+    assert "every patch may stay within 100 ms: there is nothing for thresholds to do" in capsys.readouterr().err
 
 
 TOKENS = {**HOW, "parts": ("heads", "tokens")}
@@ -222,6 +227,53 @@ def test_thresholds_that_take_too_long_are_set_for_less(
     )
 
 
+@pytest.mark.parametrize("epochs", [0, 1], ids=["solved", "learned"])
+@pytest.mark.parametrize("how", ["priced", "measured"])
+def test_thresholds_that_do_not_pay_are_switched_off(
+    how: str,
+    epochs: int,
+    vit: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that cost more than they save by themselves, and those with which a network is never measured to be within the budget."""
+    monkeypatch.setattr("nas.pruning.attempt.harmed", lambda job, before, after: False)
+    timed = Prices.timed
+
+    def slow(self: Prices, arch: Arch) -> Any:
+        adaptive = arch != arch.keeping(adaptive=False)
+        return SimpleNamespace(
+            **{name: ms + (1.0 if adaptive else 0.0) for name, ms in vars(timed(self, arch)).items()}
+        )
+
+    if how == "priced":
+        monkeypatch.setattr(Prices, "timed", slow)
+    else:
+        measured = Job.measured
+
+        def late(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
+            times = measured(job, archs)
+            if len(archs) == 2 and archs[1] != archs[1].keeping(adaptive=False):
+                times[1]["measured_ms"] = 2 * times[0]["measured_ms"]
+            return times
+
+        monkeypatch.setattr(Job, "measured", late)
+    healing = Healing(adaptive=True) if epochs == 0 else Healing(epochs, batch_size=64, adaptive=True)
+    found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=healing, **TOKENS)
+    left, said = network_named(str(tmp_path / "run")).arch, capsys.readouterr().err
+    assert left == Run.open(tmp_path / "run" / "calibrated").arch() and left.locations
+    assert left == left.keeping(adaptive=False) and found["after"]["measured_ms"] <= found["budget_ms"]
+    line = f"thresholds do not pay on {Prices().target.name}" if how == "priced" else "thresholds do not pay here"
+    assert said.count(line) == 1
+    if epochs:
+        trained = "trained" if how == "priced" else "trained-fixed"
+        assert digest(Run.open(tmp_path / "run").weights()) == digest(Run.open(tmp_path / "run" / trained).weights())
+        assert found["training"]["used"] and found["training"]["epochs"] == epochs
+    else:
+        assert (found["training"] or {"used": False})["used"] is False
+
+
 def test_thresholds_that_do_harm_or_nothing_are_left_out(
     vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,11 +281,13 @@ def test_thresholds_that_do_harm_or_nothing_are_left_out(
         found = prune_network(str(vit), "toy", tmp_path / "harm", speedup=1.6, healing=Healing(adaptive=True), **TOKENS)
     assert found["training"]["used"] is False and "thresholds make it worse" in capsys.readouterr().err
     assert Run.open(tmp_path / "harm").arch() == Run.open(tmp_path / "harm" / "calibrated").arch()
-    with patch("nas.pruning.heal.solved", return_value=None):
-        found = prune_network(
-            str(vit), "toy", tmp_path / "nothing", speedup=1.6, healing=Healing(adaptive=True), **TOKENS
-        )
-    assert found["training"] is None and "nothing for thresholds to do" in capsys.readouterr().err
+    none_dropped = {**TOKENS, "parts": ("heads", "tokens"), "speedup": 1.6, "healing": Healing(adaptive=True)}
+    with patch(
+        "nas.pruning.job.prepare", lambda *given, **how: prepare(*given, **{**how, "parts": ("heads", "neurons")})
+    ):
+        found = prune_network(str(vit), "toy", tmp_path / "nothing", **none_dropped)
+    assert found["training"] is None
+    assert "drops no patches: there is nothing for thresholds to do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -276,6 +330,11 @@ def test_a_block_whose_time_does_not_follow_its_macs_is_named(
     with patch.object(Prices, "block_ms", lambda self, spec, state: 1.0):
         rows = _blocks(job, found)
     assert [row["slow"] for row in rows] == [True, False, False] and rows[0]["macs_share"] < 1 == rows[0]["ms_share"]
+    state = ARCH.states[3]
+    assert rows[0]["macs"] == [spec.macs(state), fewer.macs(state)] and rows[0]["ms"] == [1.0, 1.0]
+    assert (
+        rows[0]["params"] == [spec.params(state), fewer.params(state)] and rows[1]["params"] == [spec.params(state)] * 2
+    )
     assert capsys.readouterr().err.count("MACs fell to") == 1
 
 

@@ -17,7 +17,7 @@ from nas.launch import evaluate_network, retrain_network
 from nas.networks import network_named
 from nas.pretrained import hf_model
 from nas.pruning import prune_network
-from nas.runs import save_weights
+from nas.runs import Run, save_weights
 from nas.train.loop import Recipe
 from search_spaces import Arch, InputError, zoo
 from search_spaces.blocks import Head, Patch
@@ -67,7 +67,6 @@ def test_published_weights_come_as_safetensors(tmp_path: Path) -> None:
         ("timm:test_resnet@{file}", "timm:test_resnet@.*: of timm's networks VisionTransformer is described"),
         ("timm:test_vit@nowhere.safetensors", "nowhere.safetensors is not a file"),
         ("timm:vit_tiny_patch16_224@{file}", "does not fit vit_tiny_patch16_224"),
-        ("hf:nowhere", "hf:nowhere"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(name: str, message: str, tmp_path: Path) -> None:
@@ -75,6 +74,18 @@ def test_what_cannot_be_had_is_one_line(name: str, message: str, tmp_path: Path)
     with pytest.raises(InputError, match=message) as found:
         network_named(name.format(file=tmp_path / "w.safetensors"))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("error", [OSError("We couldn't connect to the hub\nand more"), ValueError("no such file")])
+def test_what_hugging_face_cannot_give_is_one_line(error: Exception) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    line = r"hf:nowhere cannot be had as a ViTForImageClassification in safetensors \(.*\); connect to the internet, or give a folder"
+    with (
+        patch.object(transformers.ViTForImageClassification, "from_pretrained", side_effect=error),
+        pytest.raises(InputError, match=line) as found,
+    ):
+        network_named("hf:nowhere")
+    assert str(error).splitlines()[0] in str(found.value) and "\n" not in str(found.value)
 
 
 def hf_folder(kind: str, folder: Path) -> Any:
@@ -189,13 +200,18 @@ def test_a_timm_model_is_evaluated_and_retrained_with_another_number_of_classes(
     assert isinstance(named.arch.blocks[0], Patch) and isinstance(named.arch.blocks[-1], Head)
 
 
+def coloured(folder: Path) -> str:
+    """A folder of images of three classes, which differ in colour, as the command takes it."""
+    for colour, name in enumerate(("cat", "dog", "owl")):
+        write(folder / "train" / name, numbered(16), 100 * colour)
+        write(folder / "val" / name, numbered(4), 100 * colour)
+    return f"imagefolder:{folder}"
+
+
 def test_a_timm_model_is_pruned_on_a_folder_of_other_classes(tmp_path: Path) -> None:
     """A thousand classes become the folder's three, by a head that is fitted; what is left needs no timm."""
     saved("test_vit", 1000, tmp_path / "w.safetensors")
-    for colour, name in enumerate(("cat", "dog", "owl")):
-        write(tmp_path / "images" / "train" / name, numbered(16), 100 * colour)
-        write(tmp_path / "images" / "val" / name, numbered(4), 100 * colour)
-    model, data = f"timm:test_vit@{tmp_path / 'w.safetensors'}", f"imagefolder:{tmp_path / 'images'}"
+    model, data = f"timm:test_vit@{tmp_path / 'w.safetensors'}", coloured(tmp_path / "images")
     how: dict[str, Any] = {"target": Prices().target.name, "parts": ("heads", "neurons"), "images": 16}
     with priced():
         found = prune_network(model, data, tmp_path / "run", speedup=1.3, **how)
@@ -204,3 +220,36 @@ def test_a_timm_model_is_pruned_on_a_folder_of_other_classes(tmp_path: Path) -> 
     assert found["fitted_head"] == str(tmp_path / "run" / "dense") and found["before"]["acc"] > 0.9, "colours are easy"
     assert found["after"]["measured_ms"] <= found["budget_ms"] and found["after"]["acc"] > 0.6
     assert evaluate_network(str(tmp_path / "run"), data, "test", None)["acc"] == pytest.approx(found["after"]["acc"])
+
+
+@pytest.mark.parametrize("form", ["run", "zoo name", "Hugging Face", "timm", "ships"])
+def test_whatever_names_a_model_is_pruned(form: str, tmp_path: Path) -> None:
+    """As the command does, but for times; what is left loads by its run's name."""
+    how: dict[str, Any] = {"target": Prices().target.name, "parts": ("heads", "neurons"), "images": 16}
+    name, data = str(tmp_path / "given"), coloured(tmp_path / "images")
+    if form == "run":
+        run = Run.start(tmp_path / "given", "retrain", {}, resume=False)
+        run.save_network(network().arch, network().state_dict())
+        run.finish({})
+    elif form == "Hugging Face":
+        hf_folder("ViTForImageClassification", tmp_path / "given")
+        name = f"hf:{name}"
+    elif form == "timm":
+        saved("test_vit", 3, tmp_path / "w.safetensors")
+        name = f"timm:test_vit@{tmp_path / 'w.safetensors'}"
+    elif form == "ships":
+        name = "digits_vit"
+    else:
+        torch.save({"model": model_of("deit_tiny_patch16_224", 3).state_dict()}, tmp_path / "given.pth")
+        name, how["weights"], how["images"], how["parts"] = (
+            "deit_tiny_patch16_224",
+            tmp_path / "given.pth",
+            4,
+            ("heads",),
+        )
+    with priced():
+        found = prune_network(name, data, tmp_path / "run", speedup=1.3, **how)
+    left = network_named(str(tmp_path / "run"))
+    assert left.network is not None and params(left.arch) == found["after"]["params"] < found["before"]["params"]
+    assert found["after"]["measured_ms"] <= found["budget_ms"] and found["after"]["acc"] is not None
+    assert (found["fitted_head"] is None) is (form in ("zoo name", "timm")), "the others tell other classes apart"

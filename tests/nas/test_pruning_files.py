@@ -22,6 +22,7 @@ from nas.report import report_run
 from nas.runs import save_weights
 from nas.runtimes import RUNTIMES
 from nas.target import Target
+from nas.thresholded import Spread
 from nas.timing import Timing
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
@@ -102,6 +103,14 @@ def test_tables_and_report_say_what_the_summary_does(
     assert [f"{found[side]['measured_p95_ms']:.4g}" for side in ("before", "after")] == [
         *next(row for row in figures.rows if row[0] == "p95")[1:3]
     ]
+    first = found["blocks"][0]
+    assert blocks.rows[0][2:5] == (
+        f"{first['params'][0]:,} to {first['params'][1]:,}",
+        f"{first['macs'][0]:,} to {first['macs'][1]:,}",
+        f"{first['ms'][0]:.4g} to {first['ms'][1]:.4g}",
+    )
+    by_images = sheets({**found, "onnx_measured_ms": 1.25, "onnx_measured_p95_ms": 1.5})[0].rows[-2:]
+    assert [row[2] for row in by_images] == ["1.25", "1.5"] and "p95 over images" in by_images[1][0]
     print_sheets(found)
     shown = capsys.readouterr()
     assert "before and after" in shown.err and f"{found['after']['params']:,}" in shown.err and not shown.out
@@ -233,4 +242,6 @@ def test_a_file_with_thresholds_is_timed_on_images_one_by_one(tmp_path: Path, mo
     found = Files(replace(job_on(TARGET), table=table), tmp_path, tmp_path).delivered(arch, built.state_dict())
     (times,) = seen
     assert len(times) == 3 and found.ms == pytest.approx(sum(timing.ms for timing in times) / 3)
+    p95 = found.summary(1.0)["onnx_measured_p95_ms"]
+    assert p95 == Spread.of([timing.ms for timing in times]).p95 > found.ms
     assert found.timed == found.path and found.checked.top1_agreement >= 0.999

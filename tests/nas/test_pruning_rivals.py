@@ -69,10 +69,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[Arch | Path]]]:
     yield runs
 
 
-def by_name(job: Job, budget: float, scratch: Path, **how: Any) -> dict[str, dict[str, Any]]:
+def by_name(job: Job, budget: float, scratch: Path, model: str = "network", **how: Any) -> dict[str, dict[str, Any]]:
     arch = resized(ARCH, list(uniform_sizes(ARCH))[-1][1])
     found = Pruned(arch, dict(arch.build().state_dict()), 0.0, 0.0, 0.0, {}, whole_frame(ARCH))
-    rows = rival_rows(job, "network", found, budget, Files(job, scratch, scratch), **how)
+    rows = rival_rows(job, model, found, budget, Files(job, scratch, scratch), **how)
     assert [row["name"] for row in rows] == NAMES
     assert all(row.keys() == rows[0].keys() for row in rows)
     return {row["name"]: row for row in rows}
@@ -125,6 +125,27 @@ def test_what_cannot_be_had_says_why_in_a_line(tmp_path: Path) -> None:
     assert "computes in int8 as it is" in int8["note"]
 
 
+@pytest.mark.parametrize("classes", [10, 7])
+def test_the_smaller_sibling_stands_beside_it(classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is published, or, of other classes, with a classifier fitted to the data's."""
+    smaller = replace(ARCH, blocks=(*ARCH.blocks[:4], Head(classes, pool="token")))
+    torch.manual_seed(1)
+    named = Named(smaller, smaller.build().eval())
+    monkeypatch.setattr(siblings, "network_named", lambda name: named)
+    job = job_on(TARGET)
+    sibling = by_name(job, 0.6 * ms_of(ARCH), tmp_path, model="timm:deit_small_patch16_224")["sibling"]
+    own = smaller.with_classes(10)
+    assert sibling["params"] == params(own) and sibling["macs"] == macs(own) and sibling["measured_ms"] == ms_of(own)
+    if classes == 10:
+        assert sibling["note"] == "timm:deit_tiny_patch16_224"
+        assert sibling["acc"] == accuracy(named.network, job.data, "test")
+    else:
+        assert sibling["note"] == "timm:deit_tiny_patch16_224, classifier fitted" and sibling["acc"] > 0.5
+        bare = replace(job, data=replace(job.data, class_names=()))
+        missing = by_name(bare, 0.6 * ms_of(ARCH), tmp_path / "bare", model="timm:deit_small_patch16_224")["sibling"]
+        assert missing["note"] == "not available: timm:deit_tiny_patch16_224 tells 7 classes apart, not 10"
+
+
 def test_uniform_cuts_are_those_that_the_table_prices(tmp_path: Path) -> None:
     """A table of some parts alone has no rows of the others."""
     rows = by_name(job_on(TARGET, lacks=("mb3d.attention",)), 0.9 * ms_of(ARCH), tmp_path)
@@ -170,11 +191,10 @@ def test_siblings_are_named_for_the_next_smaller_size(
 def test_a_sibling_comes_with_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     named = Named(ARCH, ARCH.build())
     monkeypatch.setattr(siblings, "network_named", lambda name: named)
-    assert smaller_sibling("timm:deit_small_patch16_224", 10) == ("timm:deit_tiny_patch16_224", named)
-    for name, classes, line in [
-        ("timm:deit_small_patch16_224", 9, "tells 10 classes apart, not 9"),
-        ("timm:deit_small_patch16_224@file.safetensors", 10, "are a file"),
-        ("timm:deit_tiny_patch16_224", 10, "knows no smaller sibling"),
+    assert smaller_sibling("timm:deit_small_patch16_224") == ("timm:deit_tiny_patch16_224", named)
+    for name, line in [
+        ("timm:deit_small_patch16_224@file.safetensors", "are a file"),
+        ("timm:deit_tiny_patch16_224", "knows no smaller sibling"),
     ]:
         with pytest.raises(InputError, match=line):
-            smaller_sibling(name, classes)
+            smaller_sibling(name)

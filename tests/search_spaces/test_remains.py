@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 
+from compress import from_module
 from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.spaces.remains import Remains, neurons, widths
+from tests.compress.test_from_module import FORMS, SMALL
 from tests.nas.toy import toy_space
 
 
@@ -37,6 +41,18 @@ def test_rows_of_what_is_drawn_are_measured(form: dict[str, Any]) -> None:
     assert len(sizes) >= (6 if form.get("qk_norm") else 10)
     if form.get("qk_norm"):
         assert {key for _, key, _ in sizes} == {16}
+
+
+@pytest.mark.parametrize("form", [*FORMS, "distilled"])
+def test_every_form_of_timms_vit_is_priced_whatever_is_left_of_it(form: str) -> None:
+    kind: Any = VisionTransformerDistilled if form == "distilled" else VisionTransformer
+    arch, _ = from_module(kind(**SMALL | FORMS.get(form, {})))
+    space, rng = Remains(arch), np.random.default_rng(0)
+    rows = set(space.rows)
+    between = {(row.op, row.dims) for row in rows if ("kept", 1) in row.dims}
+    drawn = [arch, *(draw(rng) for draw in (space.sample, space.spread) for _ in range(20))]
+    assert all(row in rows or (row.op, row.dims) in between for one in drawn for row in one.rows)
+    assert len({one.id for one in drawn}) > 20
 
 
 def test_deit_takes_a_hundred_probes_in_its_own_frame_and_not_one_for_each_block() -> None:
