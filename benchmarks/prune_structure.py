@@ -5,7 +5,13 @@
 A network of DeiT-S's shape loses heads, widths of queries and values, neurons, and channels of its embedding, but no blocks, patches or pixels, until
 it has a given number of times fewer multiply-accumulates: ours by `compress.prune` under milliseconds of the target's table, which is measured first
 where it is missing (`blocks alone`: the embedding stays as wide as it is); Torch-Pruning's (timm's deit_small_patch16_224) with its documented call, once with channels of every head removed, once
-with whole heads. Weights and images are random. On ONNX Runtime all are exported alike; eager, Torch-Pruning's are timm's modules as
+with whole heads. Weights and images are random, so that blocks matter as they do in a fresh network, the first ones most; or `--model` names a trained one of
+that shape, which runs on images of its `--data`:
+
+    nas retrain deit_small_patch16_224 --data contours --image-size 64 --epochs 2 --batch-size 64 --lr 3e-4 --out results/deit_small_contours
+    python benchmarks/prune_structure.py --model results/deit_small_contours --data contours --images 64
+
+On ONNX Runtime all are exported alike; eager, Torch-Pruning's are timm's modules as
 its users run them. All are timed in one interleaved run. `efficiency` is the speed-up over the library's own dense network over the ratio of
 multiply-accumulates: 1 says that every one saved is time saved; median, p10 and p90 over the rounds. `possible` is the best that any choice of sizes
 reaches by the table, and `rows` how the table's milliseconds fall beside multiply-accumulates, from the dense size on.
@@ -24,15 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch_pruned import at_macs, library, twin
 
 from compress.knapsack import Group, solve
 from compress.prune import Macs, Prunable, Pruned, prepare
 from nas.cost import macs
+from nas.data import load
+from nas.evaluate import calibration_batches
 from nas.files import write_json
 from nas.interleave import Timed
 from nas.measure import measure_table
+from nas.networks import network_named
 from nas.progress import say
 from nas.pruning import Milliseconds
 from nas.runtimes import RUNTIMES
@@ -47,6 +56,7 @@ from nas.visits import Visit
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.blocks.residual import hidden_width
+from search_spaces.errors import InputError
 from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.spaces.remains import Remains, key_widths, neurons, sizes_in, widths
 from search_spaces.states import Tokens
@@ -90,7 +100,26 @@ class Eager:
         return [(after - before) / 1e6 for before, after in pairwise(marks)]
 
 
-def dense_network(size: str, seed: int) -> Network:
+def dense_network(given: argparse.Namespace) -> Network:
+    """The network that is to be pruned, in eval mode."""
+    if given.model is None:
+        return fresh_vit(given.size, given.seed)
+    named = network_named(given.model).at(vit(HEADS[given.size]).image_size)
+    if named.network is None:
+        raise InputError(f"{given.model} has no weights; give a run or a checkpoint")
+    return named.network.eval()
+
+
+def calibrating(network: Network, given: argparse.Namespace) -> list[Tensor]:
+    """Batches of images to calibrate on."""
+    if given.data is None:
+        return [network.arch.example(given.images)]
+    data = load(given.data, image_size=network.arch.image_size)
+    return [images for images, _ in calibration_batches(data, given.seed, given.images)]
+
+
+def fresh_vit(size: str, seed: int) -> Network:
+    """One of random weights, whose attention depends on the image."""
     network = fresh_network(vit(HEADS[size]), seed).eval()
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -199,8 +228,9 @@ def on_target(
     dense = network.arch
     table = measure_table(Remains(dense, PARTS), target, given.tables, minutes=given.minutes, resume=True)
     ms, whole = Milliseconds(table), whole_frame(dense)
-    images = dense.example(given.images)
-    prunable = prepare(network, ms, [images], parts=PARTS, progress=lambda what: say(f"{target.name}: {what}"))
+    prunable = prepare(
+        network, ms, calibrating(network, given), parts=PARTS, progress=lambda what: say(f"{target.name}: {what}")
+    )
     ours = {f"ours, blocks alone {ratio}": at_ratio(prunable, ratio, whole) for ratio in given.ratios}
     ours |= {f"ours {ratio}": at_ratio(prunable, ratio, None) for ratio in given.ratios}
     archs = {"ours dense": dense, **{name: found.arch for name, found in ours.items()}}
@@ -273,7 +303,9 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--size", choices=HEADS, default="small")
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.7, 3.6])
-    parser.add_argument("--images", type=int, default=8, help="random ones that ours is calibrated on")
+    parser.add_argument("--model", help="a trained network of that shape, in place of a fresh one")
+    parser.add_argument("--data", help="what ours is calibrated on, in place of random images")
+    parser.add_argument("--images", type=int, default=8, help="that ours is calibrated on")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, help="for each table that is measured")
     parser.add_argument("--tables", type=Path, default=tables_dir(), help="folder of the tables")
@@ -282,11 +314,12 @@ def main() -> None:
     given = parser.parse_args()
     library()
     targets = [Target.parse(name) for name in given.targets]
-    network = dense_network(given.size, given.seed)
+    network = dense_network(given)
     rivals, works, about = rivals_of(network, given.ratios)
     found = {target.name: on_target(target, network, rivals, works, given) for target in targets}
     options = f"--targets {' '.join(given.targets)} --size {given.size} --images {given.images} --rounds {given.rounds}"
-    options += "" if given.minutes is None else f" --minutes {given.minutes:g}"
+    trained = {"--model": given.model, "--data": given.data, "--minutes": given.minutes}
+    options += "".join(f" {flag} {value}" for flag, value in trained.items() if value is not None)
     result = {
         "command": f"python benchmarks/prune_structure.py {options}",
         "machine": fingerprint(targets[0]),
