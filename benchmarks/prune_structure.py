@@ -6,7 +6,7 @@ A network of DeiT-S's shape loses heads, widths of queries and values, neurons, 
 it has a given number of times fewer multiply-accumulates: ours by `compress.prune` under milliseconds of the target's table, which is measured first
 where it is missing (`blocks alone`: the embedding stays as wide as it is); Torch-Pruning's (timm's deit_small_patch16_224) with its documented call, once with channels of every head removed, once
 with whole heads. Weights and images are random, so that blocks matter as they do in a fresh network, the first ones most; or `--model` names a trained one of
-that shape, which runs on images of its `--data`:
+that shape, which is put at 224 pixels, its positions interpolated, and runs on images of its `--data`:
 
     nas retrain deit_small_patch16_224 --data contours --image-size 64 --epochs 2 --batch-size 64 --lr 3e-4 --out results/deit_small_contours
     python benchmarks/prune_structure.py --model results/deit_small_contours --data contours --images 64
@@ -104,15 +104,18 @@ def dense_network(given: argparse.Namespace) -> Network:
     """The network that is to be pruned, in eval mode."""
     if given.model is None:
         return fresh_vit(given.size, given.seed)
-    named = network_named(given.model).at(vit(HEADS[given.size]).image_size)
-    if named.network is None:
-        raise InputError(f"{given.model} has no weights; give a run or a checkpoint")
+    shape = vit(HEADS[given.size])
+    named = network_named(given.model).at(shape.image_size).seeing(load(given.data, image_size=shape.image_size))
+    if named.network is None or named.arch != shape.with_classes(named.arch.classes):
+        raise InputError(
+            f"{given.model} is no network of DeiT's shape {given.size} with weights; give another, or --size"
+        )
     return named.network.eval()
 
 
 def calibrating(network: Network, given: argparse.Namespace) -> list[Tensor]:
     """Batches of images to calibrate on."""
-    if given.data is None:
+    if given.model is None:
         return [network.arch.example(given.images)]
     data = load(given.data, image_size=network.arch.image_size)
     return [images for images, _ in calibration_batches(data, given.seed, given.images)]
@@ -304,7 +307,7 @@ def main() -> None:
     parser.add_argument("--size", choices=HEADS, default="small")
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.7, 3.6])
     parser.add_argument("--model", help="a trained network of that shape, in place of a fresh one")
-    parser.add_argument("--data", help="what ours is calibrated on, in place of random images")
+    parser.add_argument("--data", default="contours", help="what ours is calibrated on then, in place of random images")
     parser.add_argument("--images", type=int, default=8, help="that ours is calibrated on")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, help="for each table that is measured")
@@ -318,8 +321,8 @@ def main() -> None:
     rivals, works, about = rivals_of(network, given.ratios)
     found = {target.name: on_target(target, network, rivals, works, given) for target in targets}
     options = f"--targets {' '.join(given.targets)} --size {given.size} --images {given.images} --rounds {given.rounds}"
-    trained = {"--model": given.model, "--data": given.data, "--minutes": given.minutes}
-    options += "".join(f" {flag} {value}" for flag, value in trained.items() if value is not None)
+    options += "" if given.minutes is None else f" --minutes {given.minutes:g}"
+    options += "" if given.model is None else f" --model {given.model} --data {given.data}"
     result = {
         "command": f"python benchmarks/prune_structure.py {options}",
         "machine": fingerprint(targets[0]),

@@ -120,7 +120,7 @@ def offer(
         groups += [attention, Group(position, spent[kept].T, lost[kept])]
         if number not in frame.scoring and math.isfinite(losses[position].without):
             without[position] = losses[position].without
-        sizes[position] = forms, [chosen.hidden[number] for number in kept]
+        sizes[position] = forms, [chosen.hidden[at] for at in kept]
     if len(without) == len(places):
         del without[max(without, key=lambda position: without[position])]  # one block stays
     total = np.array([cost.total(arch) for cost in costs])

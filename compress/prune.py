@@ -168,7 +168,10 @@ def prepare(
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
     if "width" in parts and not narrowable(arch):
-        progress("the embedding stays as wide as it is: more than the norms of blocks and of a classifier reads it")
+        progress(
+            "the embedding stays as wide as it is: it can be narrower where learned positions write it, and the norms of blocks and of a "
+            "classifier alone read it"
+        )
     dense = examined(arch, weights, taken(data, arch, max(images, moments)), compared(arch, images), parts, progress)
     losses = block_losses(dense, parts, progress)
     offers = [

@@ -1,16 +1,17 @@
 """A network pruned for a budget, healed where that is asked for, and measured beside the dense one, on each target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
 from compress.prune import Pruned
 from nas.errors import BudgetError
+from nas.files import read_json, write_json
 from nas.progress import say
 from nas.pruning.choice import SPARE, Held, within
 from nas.pruning.files import Delivered, Files
-from nas.pruning.heal import Healing, heal
+from nas.pruning.heal import Healing, heal, with_thresholds
 from nas.pruning.job import Job
 from nas.pruning.judge import harmed
 from nas.pruning.places import Budgets, Taken, exceeded, told
@@ -61,58 +62,81 @@ def healed_within(places: Sequence[Files], budgets: Budgets, healing: Healing) -
     return _trained_within(places, calibrated, budgets, healing) if healing.changes else calibrated
 
 
-def _trained_within(
-    places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing, folder: str = "trained"
-) -> Attempt:
-    """What calibration gave, trained, unless that harms.
+def _trained_within(places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing) -> Attempt:
+    """What calibration gave, trained, unless that harms; with thresholds where they are asked for and pay."""
+    job, out = places[0].job, places[0].out / "trained"
+    if healing.adaptive:
+        found = _with_thresholds(places, calibrated, budgets, healing)
+        if found is not None:
+            return found
+        calibrated, healing = _unfiled(calibrated), replace(healing, adaptive=False)
+        if not healing.changes:
+            return replace(calibrated, training={"epochs": 0, "adaptive": True, "used": False})
+    left, training = heal(job, calibrated.found, out, healing, budgets[0])
+    assert training is not None, "there are epochs"
+    if harmed(job, calibrated.found, left):
+        say(
+            "training made it worse on search-validation: what calibration alone gave stays; train longer, or with a lower --lr"
+        )
+        return replace(calibrated, training={**training, "used": False})
+    taken = _delivered(places, calibrated.taken, left, budgets)  # no time depends on weights
+    over = exceeded([one.file_ms for one in taken], budgets)
+    if not over:
+        return Attempt(left, taken, {**training, "used": True})
+    least = {
+        number: one.told["cheapest_ms"] for number, one in enumerate(calibrated.taken) if "cheapest_ms" in one.told
+    }
+    cheapest = f"; the cheapest network of these blocks is predicted to take {told(least, places)}" if least else ""
+    raise BudgetError(
+        f"trained, the network takes {_above(over, budgets, places)}{cheapest}; it is kept in {out}: measure again on a quieter machine, "
+        "with --resume"
+    )
 
-    Where thresholds let it take too long they are set once more for less; what never holds so keeps fixed numbers of patches.
+
+def _with_thresholds(
+    places: Sequence[Files], calibrated: Attempt, budgets: Budgets, healing: Healing
+) -> Attempt | None:
+    """What calibration gave, with thresholds; where they let it take too long they are set once more for less.
+
+    None where they do not pay or do harm, which is said, and found again after a kill.
     """
     job, files = places[0].job, places[0].out
-    limit, found = SPARE * budgets[0] if healing.adaptive else budgets[0], calibrated.found
+    off = files / "thresholds-off.json"
+    if off.exists():
+        say(read_json(off))
+        return None
+    limit, found = SPARE * budgets[0], calibrated.found
     for number in range(1, TRIES + 1):
-        out = files / (folder if number == 1 else f"{folder}-{number}")
-        changed, told_of = heal(job, found, out, healing, limit)
-        if number > 1:
-            calibrated = _unfiled(calibrated)
-        if told_of is None:
-            if number == 1:
-                return calibrated
-            break
-        left, training = changed, told_of
+        out = files / ("thresholds" if number == 1 else f"thresholds-{number}")
+        made = with_thresholds(job, found, out, healing, limit)
+        if made is None:
+            return None
+        left, training = made
         if harmed(job, calibrated.found, left):
-            what = "training made it worse" if healing.epochs else "thresholds make it worse"
-            say(f"{what} on search-validation: what calibration alone gave stays; train longer, or with a lower --lr")
-            return replace(calibrated, training={**training, "used": False})
-        training["used"] = True
-        taken = calibrated.taken  # no time depends on weights
-        if left.arch != calibrated.found.arch:
-            taken = _taken(places, [job.named.arch, left.arch], budgets)
+            line = "thresholds make it worse on search-validation"
+            break
+        taken = _taken(places, [job.named.arch, left.arch], budgets)
         over = exceeded([one.ms for one in taken], budgets)
         if not over:
             taken = _delivered(places, taken, left, budgets)
             over = exceeded([one.file_ms for one in taken], budgets)
             if not over:
-                return Attempt(left, taken, training)
-        above = told({number: budgets[number] for number in over}, places)
-        line = f"{'trained' if healing.epochs else 'with thresholds'}, the network takes {told(over, places)}, over the budget of {above}"
-        if left.arch == found.arch:
-            break
-        say(f"{line}: thresholds are set for less")
-        share = min(budgets[number] / ms for number, ms in over.items())
-        limit = remembered(files / f"limit-{number}.json", limit * SPARE * share)
-        found = left
-    if left.arch != calibrated.found.arch:
-        say(f"{line}: thresholds do not pay here, and fixed numbers of patches stay")
-        fixed, held = replace(healing, adaptive=False), _unfiled(calibrated)
-        if fixed.changes:
-            return _trained_within(places, held, budgets, fixed, "trained-fixed")
-        return replace(held, training={**training, "used": False})
-    least = {
-        number: one.told["cheapest_ms"] for number, one in enumerate(calibrated.taken) if "cheapest_ms" in one.told
-    }
-    cheapest = f"; the cheapest network of these blocks is predicted to take {told(least, places)}" if least else ""
-    raise BudgetError(f"{line}{cheapest}; it is kept in {out}: measure again on a quieter machine, with --resume")
+                return Attempt(left, taken, {**training, "used": True})
+        line = f"with thresholds, the network takes {_above(over, budgets, places)}"
+        if number < TRIES:
+            say(f"{line}: they are set for less")
+            share = min(budgets[place] / ms for place, ms in over.items())
+            limit = remembered(files / f"limit-{number}.json", limit * SPARE * share)
+            found = left
+    line += f": they do not pay on {job.table.target.name}, and fixed numbers of patches stay"
+    write_json(off, line)
+    say(line)
+    return None
+
+
+def _above(over: Mapping[int, float], budgets: Budgets, places: Sequence[Files]) -> str:
+    """What is over its budget, by the number of its target, as a message has it."""
+    return f"{told(over, places)}, over the budget of {told({number: budgets[number] for number in over}, places)}"
 
 
 def _unfiled(attempt: Attempt) -> Attempt:
@@ -161,8 +185,8 @@ def _measured(job: Job, archs: Sequence[Arch], budget: float) -> list[Times]:
 
 def _file(files: Files, found: Pruned, budget: float) -> Delivered:
     """The file of a network; where it is over the budget, with the median of some timings."""
-    file = files.delivered(found.arch, found.weights)
-    if file.ms is None or not file.over(budget):
-        return file
-    again = [files.delivered(found.arch, found.weights).ms or 0.0 for _ in range(TIMES - 1)]
-    return replace(file, ms=median_low([file.ms, *again]))
+    files_made = [files.delivered(found.arch, found.weights)]
+    if not files_made[0].over(budget):
+        return files_made[0]
+    files_made += [files.delivered(found.arch, found.weights) for _ in range(TIMES - 1)]
+    return sorted(files_made, key=lambda file: file.ms or 0.0)[TIMES // 2]

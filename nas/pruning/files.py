@@ -68,7 +68,7 @@ class Files:
     def delivered(self, arch: Arch, weights: Mapping[str, Tensor], ms: float | None = None) -> Delivered:
         """Export a network to `model.onnx`, compare the file with it, and time it beside the dense network's where the target runs such files.
 
-        A file that was made and timed before, and is written again, took `ms`.
+        A file that was made and timed before, and is written again, took `ms`; one with thresholds is timed each time.
 
         Raises:
             InputError: file and network disagree, or the process that times was killed.
@@ -78,8 +78,8 @@ class Files:
         if SUFFIX not in RUNTIMES[target.runtime].files:
             return Delivered(path, checked, None, None)
         if arch != arch.keeping(adaptive=False):
-            over_images = self._over_images(path, arch)
-            return Delivered(path, checked, path, over_images.mean, over_images.p95)
+            spread = self._over_images(path, arch)
+            return Delivered(path, checked, path, spread.mean, spread.p95)
         timed = quantised(self.job, arch, path, self.out / INT8) if target.dtype == "int8" else path
         if ms is None:
             _, timing = retimed([self.dense, timed], self.job.table, self.job.seed)

@@ -109,26 +109,47 @@ def _tried(
     except BudgetTooSmall as error:
         return {"limit": limit, "ms": error.cheapest, "acc": None, "holds": False, "trained": False}
     acc = val_accuracy(job, found)
-    trained = not floor.holds(acc) and healing.changes
-    if trained:
-        found, _ = heal(job, found, folder / "trained", healing, limit)
-        acc = val_accuracy(job, found)
+    training = None
+    if not floor.holds(acc) and healing.changes:
+        found, training = heal(job, found, folder / "trained", healing, limit)
+        acc = acc if training is None else val_accuracy(job, found)
+    trained = training is not None
     return {"limit": limit, "ms": found.cost, "acc": acc, "holds": floor.holds(acc), "trained": trained}
 
 
 def _last(job: Job, folder: Path, record: dict[str, Any], healing: Healing) -> Attempt:
-    """The try that was chosen, trained if it has not been and the training does not harm, and measured."""
-    limit = record["limit"]
-    found = _calibrated(job, folder, limit, job.prunable)
-    left, training = heal(job, found, folder / "trained", healing, limit) if healing.changes else (found, None)
-    if training is not None:
-        training["used"] = record["trained"] or val_accuracy(job, left) >= record["acc"]
-        found = left if training["used"] else found
-    before, after = job.measured([job.named.arch, found.arch])
+    """The try that was chosen, trained if it has not been and the training does not harm, and measured.
+
+    Thresholds with which it takes no less time than with fixed numbers of patches are switched off, unless it holds by its training alone.
+    """
+    found = _calibrated(job, folder, record["limit"], job.prunable)
+    left, training = _trained(job, folder / "trained", found, record, healing)
+    before, *times = job.measured([job.named.arch, *dict.fromkeys((found.arch, left.arch))])
+    fixed, after = times[0], times[-1]
+    if left.arch != found.arch and after["measured_ms"] >= fixed["measured_ms"] and not record["trained"]:
+        say(
+            f"with thresholds what is left takes {after['measured_ms']:.4g} ms, and {fixed['measured_ms']:.4g} ms without: they do not pay "
+            f"on {job.table.target.name}, and fixed numbers of patches stay"
+        )
+        left, training = _trained(job, folder / "fixed", found, record, replace(healing, adaptive=False))
+        after = fixed
     if after["measured_ms"] >= before["measured_ms"]:
         say("what is left takes no less time than the network as it is, which stays")
         return unchanged(job)
-    return Attempt(found, (Taken(before, after),), training)
+    return Attempt(left, (Taken(before, after),), training)
+
+
+def _trained(
+    job: Job, out: Path, found: Pruned, record: dict[str, Any], healing: Healing
+) -> tuple[Pruned, dict[str, Any] | None]:
+    """A try trained in `out`, unless that harms one that holds without; and what the training came to."""
+    if not healing.changes:
+        return found, None
+    left, training = heal(job, found, out, healing, record["limit"])
+    if training is not None:
+        training["used"] = record["trained"] or val_accuracy(job, left) >= record["acc"]
+        left = left if training["used"] else found
+    return left, training
 
 
 def _sweep(folder: Path, bracket: Bracket) -> None:

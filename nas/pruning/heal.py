@@ -20,7 +20,7 @@ from search_spaces.blocks import MB3D
 from search_spaces.errors import InputError
 from search_spaces.states import Tokens
 
-__all__ = ["Healing", "heal", "healer", "usual_rate"]
+__all__ = ["Healing", "heal", "healer", "usual_rate", "with_thresholds"]
 
 RATE = 0.032
 """Learning rate times embedding width: Adam's goes with one over the width (muP, arXiv 2203.03466, table 3)."""
@@ -79,35 +79,51 @@ def usual_rate(arch: Arch) -> float:
 def heal(job: Job, found: Pruned, out: Path, healing: Healing, budget: float) -> tuple[Pruned, dict[str, Any] | None]:
     """What is left, trained in the run folder `out`, and what its training came to; a run that is done is read.
 
-    Labels and the dense network's scores teach it; an encoder its features alone. `budget` in ms is what thresholds keep
-    to, if they are asked for; without epochs they are all that is new. None is
-    said where nothing was done: there is nothing for them to do, or what has them already would need fewer patches than pay.
+    Labels and the dense network's scores teach it; an encoder its features alone. With thresholds where they are asked for and
+    pay, see `with_thresholds`. None is said where nothing was done.
 
     Raises:
         InputError: `out` holds another run, or the training does not fit the data.
     """
-    recipe = healing.recipe(job.named.arch, job.seed) if healing.epochs else None
-    summary = None
-    if healing.adaptive and not found.arch.locations:
-        say("what is left drops no patches: there is nothing for thresholds to do")
-    elif healing.adaptive:
-        if recipe is None:
-            alone = solved(job, found, out, budget)
-            if alone is not None:
-                left, told = alone
-                return left, {"epochs": 0, **told}
-        else:
-            summary = learned(job, found, recipe, out, budget)
-    if recipe is None or (summary is None and found.arch != found.arch.keeping(adaptive=False)):
+    made = with_thresholds(job, found, out, healing, budget) if healing.adaptive else None
+    if made is not None:
+        return made
+    if not healing.epochs:
         return found, None
-    if summary is None:
-        summary = _trained(job, found.arch, found.weights, recipe, out)
+    recipe = healing.recipe(job.named.arch, job.seed)
+    return _read(job, found, out, recipe, _trained(job, found.arch, found.weights, recipe, out))
+
+
+def with_thresholds(
+    job: Job, found: Pruned, out: Path, healing: Healing, budget: float
+) -> tuple[Pruned, dict[str, Any]] | None:
+    """What is left with thresholds that are held at `budget` ms, learned in the run folder `out`, or without epochs solved for.
+
+    None where there is nothing for them to do, or even one patch of each image would take longer than the budget; that is said.
+
+    Raises:
+        InputError: as `heal`.
+    """
+    if not found.arch.locations:
+        say("what is left drops no patches: there is nothing for thresholds to do")
+        return None
+    if not healing.epochs:
+        alone = solved(job, found, out, budget)
+        return alone and (alone[0], {"epochs": 0, "adaptive": True, **alone[1]})
+    recipe = healing.recipe(job.named.arch, job.seed)
+    summary = learned(job, found, recipe, out, budget)
+    return summary and _read(job, found, out, recipe, summary)
+
+
+def _read(job: Job, found: Pruned, out: Path, recipe: Recipe, summary: dict[str, Any]) -> tuple[Pruned, dict[str, Any]]:
+    """The network of a training, and what that came to."""
     job.network.cpu()  # where it taught on another device
     network, arch, _ = load_network(out)
     told = {name: value for name, value in summary.items() if name != "weights"}
     cost = summary.get("held_cost", found.cost)
     left = replace(found, arch=arch, weights=dict(network.state_dict()), cost=cost)
-    return left, {"epochs": recipe.epochs, "lr": recipe.lr, **told}
+    adaptive = arch != arch.keeping(adaptive=False)
+    return left, {"epochs": recipe.epochs, "lr": recipe.lr, "adaptive": adaptive, **told}
 
 
 def healer(job: Job, folder: Path, healing: Healing) -> Heal | None:

@@ -104,15 +104,15 @@ def _blocks(job: Job, found: Pruned) -> list[dict[str, Any]]:
         if not isinstance(spec, MB3D):
             continue
         now = None if found.sizes.get(position, spec) is None else next(left)
-        learned, counted, taken = (
+        parameters, counted, times = (
             [of(spec, state), 0 if now is None else of(*now)]
             for of in (lambda one, on: one.params(on), lambda one, on: one.macs(on), cost.block)
         )
-        work, ms = counted[1] / counted[0], taken[1] / taken[0]
+        work, ms = counted[1] / counted[0], times[1] / times[0]
         slow = work < 1 and 1 - ms < PAYS * (1 - work)
         if slow:
             say(f"block {position}: MACs fell to {work:.0%}, milliseconds to {ms:.0%}")
         left_of = "" if now is None else now[0].label
-        figures = {"params": learned, "macs": counted, "ms": taken, "macs_share": work, "ms_share": ms}
+        figures = {"params": parameters, "macs": counted, "ms": times, "macs_share": work, "ms_share": ms}
         rows.append({"block": position, "left": left_of, **figures, "slow": slow})
     return rows

@@ -1,7 +1,7 @@
 """What else the dense network could become within the same budget, by means that know less of it; printed beside the result."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from compress.uniform import by_magnitude, resized, uniform_sizes
 from nas.cost import macs, params
 from nas.evaluate import calibration_batches
 from nas.export import SUFFIX
+from nas.networks import Named
 from nas.pruning.files import Files, quantised
 from nas.pruning.job import Job
 from nas.pruning.judge import judged, right
-from nas.pruning.own_head import with_own_head
+from nas.pruning.own_head import check_labelled, with_own_head
 from nas.pruning.siblings import smaller_sibling
 from nas.runs import digest
 from nas.runtimes import RUNTIMES
@@ -118,18 +119,27 @@ def _sibling(job: Job, model: str, out: Path) -> Rival | Missing:
     """The next smaller model of timm's family, as it is published; for other classes with a classifier fitted as the dense network's was, in `out`."""
     try:
         name, found = smaller_sibling(model)
+        own, wanted = found.arch.classes, job.named.arch.classes
+        found = found.seeing(job.data)
+        if own != wanted and (job.encoder or not job.data.labelled):
+            what = f"gives {own} features" if job.encoder else f"tells {own} classes apart"
+            return Missing("sibling", f"{name} {what}, not {wanted}")
+        if own != wanted:
+            found, name = _of_classes(job, found, out), f"{name}, classifier fitted"
     except InputError as error:
         return Missing("sibling", str(error))
-    found, classes = found.seeing(job.data), job.named.arch.classes
-    network = found.network
-    assert network is not None
-    if not job.encoder and network.arch.classes != classes:
-        if not job.data.labelled:
-            return Missing("sibling", f"{name} tells {network.arch.classes} classes apart, not {classes}")
-        fresh = found.of_classes(classes).network
-        assert fresh is not None
-        network, name = with_own_head(fresh, job.data, digest(network.state_dict()), out), f"{name}, classifier fitted"
-    return Rival("sibling", name, network.arch, dict(network.state_dict()))
+    assert found.network is not None
+    return Rival("sibling", name, found.network.arch, dict(found.network.state_dict()))
+
+
+def _of_classes(job: Job, found: Named, out: Path) -> Named:
+    """A network with a classifier fitted to the data, in the run folder `out`."""
+    assert found.network is not None
+    source, found = digest(found.network.state_dict()), found.of_classes(job.data.classes)
+    assert found.network is not None
+    data = job.data.at(found.network.arch.image_size)
+    check_labelled(data)
+    return replace(found, network=with_own_head(found.network, data, source, out))
 
 
 def _uniform(job: Job, budget: float) -> Iterator[Rival | Missing]:

@@ -21,7 +21,10 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
 RIVAL = ("params", "macs", "measured_ms")  # of these, what is said of a rival, and one of the next
 SHARES = ("acc", "agreement")
 BLOCK = {"params": "{:,}", "macs": "{:,}", "ms": "{:.4g}"}  # of a block, before and after; older runs do not say them
-OVER_IMAGES = {"onnx_measured_ms": "ms of its file over images, mean", "onnx_measured_p95_ms": "p95 over images"}
+OVER_IMAGES = {
+    "onnx_measured_ms": "ms of its file over images, mean",
+    "onnx_measured_p95_ms": "p95 of its file over images",
+}
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,19 @@ def _targets(summary: dict[str, Any]) -> Sheet:
 
 
 def _blocks(summary: dict[str, Any]) -> Sheet:
+    known = BLOCK if all(BLOCK.keys() <= row.keys() for row in summary["blocks"]) else {}
     rows = [
         (
             str(row["block"]),
             row["left"] or "left out",
-            *(" to ".join(form.format(one) for one in row.get(name, ())) for name, form in BLOCK.items()),
+            *(" to ".join(form.format(one) for one in row[name]) for name, form in known.items()),
             f"{row['macs_share']:.0%}",
             f"{row['ms_share']:.0%}" + (", hardly faster for it" if row["slow"] else ""),
         )
         for row in summary["blocks"]
     ]
-    header = ("block", "left", "parameters", "MACs", "ms by the table", "of its MACs", "of its ms")
+    names = ("parameters", "MACs", "ms by the table")[: len(known)]
+    header = ("block", "left", *names, "of its MACs", "of its ms")
     return Sheet("what is left of each block", header, rows)
 
 

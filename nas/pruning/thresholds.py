@@ -42,7 +42,7 @@ class Shifted:
 def learned(job: Job, found: Pruned, recipe: Recipe, out: Path, budget: float) -> dict[str, Any] | None:
     """Train with thresholds that are held at `budget` ms on average (AS-ViT's losses), the dense network as teacher.
 
-    None where thresholds have nothing to do, as every patch may stay, or cost more than they save: what is left stays as it is, and that is said.
+    None, and a line that says why, where every patch may stay, or even one patch of each image takes longer.
 
     Raises:
         InputError: `out` holds another run.

@@ -264,6 +264,41 @@ def test_what_takes_no_less_time_is_not_used(vit: Path, tmp_path: Path, capsys: 
     assert any(one["holds"] for one in found["tries"])
 
 
+TOKENS = {**HOW, "parts": ("heads", "tokens")}
+
+
+def test_thresholds_that_do_nothing_are_no_training(vit: Path, tmp_path: Path) -> None:
+    """A try for which there is nothing to do is not one of the few that are trained."""
+    with patch("nas.pruning.heal.solved", return_value=None):
+        found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.0, healing=Healing(adaptive=True), **TOKENS)
+    assert not any(one["trained"] for one in found["tries"]) and found["training"] is None
+
+
+@pytest.mark.parametrize("slower", [0.0, 1.0])
+def test_thresholds_of_the_fastest_are_switched_off_where_they_do_not_pay(
+    slower: float, vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = Job.measured
+
+    def late(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
+        found = measured(job, archs)
+        for arch, own in zip(archs, found, strict=True):
+            if len(found) == 3 and arch != arch.keeping(adaptive=False):  # less than the same with fixed numbers, or more
+                own["measured_ms"] = 0.9 * found[-2]["measured_ms"] + slower
+        return found
+
+    with (
+        patch.object(Job, "measured", late),
+        patch("nas.pruning.floor.val_accuracy", lambda job, found: 0.9),
+        patch("nas.pruning.val_accuracy", lambda job, found: 0.9),
+    ):
+        found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.1, healing=Healing(adaptive=True), **TOKENS)
+    left = network_named(str(tmp_path / "run")).arch
+    assert left.locations and (left == left.keeping(adaptive=False)) is (slower > 0)
+    assert ("they do not pay on" in capsys.readouterr().err) is (slower > 0)
+    assert found["after"]["measured_ms"] < found["before"]["measured_ms"]
+
+
 def test_the_last_try_is_not_trained_to_its_harm(vit: Path, tmp_path: Path) -> None:
     harmful = Healing(1, batch_size=32, lr=0.3)
     found = prune_network(str(vit), "toy", tmp_path / "run", max_drop=0.05, healing=harmful, **HOW)

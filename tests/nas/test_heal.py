@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from compress import feature_distance
-from compress.prune import prepare
+from compress.prune import Pruned, prepare
 from compress.slicing import size_of
 from nas.evaluate import accuracy
+from nas.export import Checked
 from nas.launch import retrain_network
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
+from nas.pruning.files import Delivered, Files
 from nas.pruning.heal import heal, healer, usual_rate
 from nas.pruning.job import Job, job_of
 from nas.pruning.outcome import _blocks
@@ -227,8 +229,25 @@ def test_thresholds_that_take_too_long_are_set_for_less(
     )
 
 
+LATE = 1.01 * Prices().predict(ARCH).ms / 1.6  # milliseconds, just over a budget of a speed-up of 1.6
+
+
+def adaptive(arch: Arch) -> bool:
+    return arch != arch.keeping(adaptive=False)
+
+
+def behind(measured: Any) -> Any:
+    """`Job.measured`, where networks with thresholds take `LATE`, whatever they keep."""
+
+    def found(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
+        times = measured(job, archs)
+        return [{**own, "measured_ms": LATE} if adaptive(arch) else own for arch, own in zip(archs, times, strict=True)]
+
+    return found
+
+
 @pytest.mark.parametrize("epochs", [0, 1], ids=["solved", "learned"])
-@pytest.mark.parametrize("how", ["priced", "measured"])
+@pytest.mark.parametrize("how", ["priced", "measured", "file", "harmful"])
 def test_thresholds_that_do_not_pay_are_switched_off(
     how: str,
     epochs: int,
@@ -237,56 +256,66 @@ def test_thresholds_that_do_not_pay_are_switched_off(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that cost more than they save by themselves, and those with which a network is never measured to be within the budget."""
-    monkeypatch.setattr("nas.pruning.attempt.harmed", lambda job, before, after: False)
+    """Those that cost more than all patches but one would save, with which network or file are never within the budget, or that do harm."""
     timed = Prices.timed
 
     def slow(self: Prices, arch: Arch) -> Any:
-        adaptive = arch != arch.keeping(adaptive=False)
-        return SimpleNamespace(
-            **{name: ms + (1.0 if adaptive else 0.0) for name, ms in vars(timed(self, arch)).items()}
-        )
+        return SimpleNamespace(**{name: ms + adaptive(arch) for name, ms in vars(timed(self, arch)).items()})
+
+    def harm(job: Job, before: Pruned, after: Pruned) -> bool:
+        return how == "harmful" and adaptive(after.arch)
+
+    def exported(files: Files, arch: Arch, weights: dict[str, torch.Tensor], ms: float | None = None) -> Delivered:
+        path = files.out / "model.onnx"
+        path.write_text(arch.id)
+        return Delivered(path, Checked(0.0, 1.0, 1), path, LATE if how == "file" and adaptive(arch) else 1e-3)
 
     if how == "priced":
         monkeypatch.setattr(Prices, "timed", slow)
-    else:
-        measured = Job.measured
-
-        def late(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
-            times = measured(job, archs)
-            if len(archs) == 2 and archs[1] != archs[1].keeping(adaptive=False):
-                times[1]["measured_ms"] = 2 * times[0]["measured_ms"]
-            return times
-
-        monkeypatch.setattr(Job, "measured", late)
-    healing = Healing(adaptive=True) if epochs == 0 else Healing(epochs, batch_size=64, adaptive=True)
-    found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=healing, **TOKENS)
+    if how == "measured":
+        monkeypatch.setattr(Job, "measured", behind(Job.measured))
+    monkeypatch.setattr("nas.pruning.attempt.harmed", harm)
+    monkeypatch.setattr("nas.pruning.files.Files.delivered", exported)
+    given = Healing(epochs, batch_size=64 if epochs else Healing().batch_size, adaptive=True)
+    found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=given, **TOKENS)
     left, said = network_named(str(tmp_path / "run")).arch, capsys.readouterr().err
-    assert left == Run.open(tmp_path / "run" / "calibrated").arch() and left.locations
-    assert left == left.keeping(adaptive=False) and found["after"]["measured_ms"] <= found["budget_ms"]
-    line = f"thresholds do not pay on {Prices().target.name}" if how == "priced" else "thresholds do not pay here"
-    assert said.count(line) == 1
+    assert left == Run.open(tmp_path / "run" / "calibrated").arch() and left.locations and not adaptive(left)
+    assert found["after"]["measured_ms"] <= found["budget_ms"]
+    assert (tmp_path / "run" / "model.onnx").read_text() == left.id, "the file is the result's, whatever was tried last"
+    tries = 2 if how in ("measured", "file") else 0
+    assert said.count("they are set for less") == tries and said.count("do not pay on") == 1
+    assert (tmp_path / "run" / "thresholds-off.json").exists() is (how != "priced")
     if epochs:
-        trained = "trained" if how == "priced" else "trained-fixed"
-        assert digest(Run.open(tmp_path / "run").weights()) == digest(Run.open(tmp_path / "run" / trained).weights())
-        assert found["training"]["used"] and found["training"]["epochs"] == epochs
+        assert digest(Run.open(tmp_path / "run").weights()) == digest(Run.open(tmp_path / "run" / "trained").weights())
+        assert found["training"]["used"] and found["training"]["adaptive"] is False
     else:
-        assert (found["training"] or {"used": False})["used"] is False
+        assert found["training"] == {"epochs": 0, "adaptive": True, "used": False}
 
 
-def test_thresholds_that_do_harm_or_nothing_are_left_out(
-    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_was_switched_off_stays_so_after_a_kill(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with patch("nas.pruning.attempt.harmed", return_value=True):
-        found = prune_network(str(vit), "toy", tmp_path / "harm", speedup=1.6, healing=Healing(adaptive=True), **TOKENS)
-    assert found["training"]["used"] is False and "thresholds make it worse" in capsys.readouterr().err
-    assert Run.open(tmp_path / "harm").arch() == Run.open(tmp_path / "harm" / "calibrated").arch()
-    none_dropped = {**TOKENS, "parts": ("heads", "tokens"), "speedup": 1.6, "healing": Healing(adaptive=True)}
-    with patch(
-        "nas.pruning.job.prepare", lambda *given, **how: prepare(*given, **{**how, "parts": ("heads", "neurons")})
+    """Measured once more, thresholds could be within the budget by chance, and a training begun without them be lost."""
+    monkeypatch.setattr("nas.pruning.attempt.harmed", lambda job, before, after: False)
+    how: dict[str, Any] = {"speedup": 1.6, "healing": Healing(1, batch_size=64, adaptive=True), **TOKENS}
+    with (
+        patch.object(Job, "measured", behind(Job.measured)),
+        patch("nas.pruning.attempt.heal", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
     ):
-        found = prune_network(str(vit), "toy", tmp_path / "nothing", **none_dropped)
-    assert found["training"] is None
+        prune_network(str(vit), "toy", tmp_path / "run", **how)
+    found = prune_network(str(vit), "toy", tmp_path / "run", resume=True, **how)
+    assert found["training"]["used"] and found["training"]["adaptive"] is False
+    assert network_named(str(tmp_path / "run")).arch == Run.open(tmp_path / "run" / "calibrated").arch()
+
+
+def test_thresholds_are_for_what_drops_patches(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def whole(*given: Any, **how: Any) -> Any:
+        return prepare(*given, **{**how, "parts": ("heads", "neurons")})
+
+    with patch("nas.pruning.job.prepare", whole):
+        found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=Healing(adaptive=True), **TOKENS)
+    assert found["training"] == {"epochs": 0, "adaptive": True, "used": False}
     assert "drops no patches: there is nothing for thresholds to do" in capsys.readouterr().err
 
 

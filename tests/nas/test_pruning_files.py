@@ -109,8 +109,10 @@ def test_tables_and_report_say_what_the_summary_does(
         f"{first['macs'][0]:,} to {first['macs'][1]:,}",
         f"{first['ms'][0]:.4g} to {first['ms'][1]:.4g}",
     )
+    older = [{name: row[name] for name in row if name not in ("params", "macs", "ms")} for row in found["blocks"]]
+    assert sheets({**found, "blocks": older})[1].rows[0] == (*blocks.rows[0][:2], *blocks.rows[0][5:])
     by_images = sheets({**found, "onnx_measured_ms": 1.25, "onnx_measured_p95_ms": 1.5})[0].rows[-2:]
-    assert [row[2] for row in by_images] == ["1.25", "1.5"] and "p95 over images" in by_images[1][0]
+    assert [row[2] for row in by_images] == ["1.25", "1.5"] and "p95 of its file over images" in by_images[1][0]
     print_sheets(found)
     shown = capsys.readouterr()
     assert "before and after" in shown.err and f"{found['after']['params']:,}" in shown.err and not shown.out

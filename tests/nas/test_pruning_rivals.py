@@ -146,6 +146,18 @@ def test_the_smaller_sibling_stands_beside_it(classes: int, tmp_path: Path, monk
         assert missing["note"] == "not available: timm:deit_tiny_patch16_224 tells 7 classes apart, not 10"
 
 
+def test_an_encoders_sibling_has_features_of_its_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another width they could not follow the dense one's."""
+    encoder, narrow = (
+        replace(ARCH, blocks=(Patch(width, 8), *ARCH.blocks[1:-1], Head(0, pool="token"))) for width in (32, 24)
+    )
+    named = Named(narrow, narrow.build().eval())
+    monkeypatch.setattr(siblings, "network_named", lambda name: named)
+    job = replace(job_on(TARGET), named=Named(encoder, encoder.build().eval()))
+    found = module._sibling(job, "timm:deit_small_patch16_224", tmp_path)
+    assert found == module.Missing("sibling", "timm:deit_tiny_patch16_224 gives 24 features, not 32")
+
+
 def test_uniform_cuts_are_those_that_the_table_prices(tmp_path: Path) -> None:
     """A table of some parts alone has no rows of the others."""
     rows = by_name(job_on(TARGET, lacks=("mb3d.attention",)), 0.9 * ms_of(ARCH), tmp_path)
