@@ -5,16 +5,11 @@
 A network of DeiT-S's shape loses heads, widths of queries and values, neurons, and channels of its embedding, but no blocks, patches or pixels, until
 it has a given number of times fewer multiply-accumulates: ours by `compress.prune` under milliseconds of the target's table, which is measured first
 where it is missing (`blocks alone`: the embedding stays as wide as it is); Torch-Pruning's (timm's deit_small_patch16_224) with its documented call, once with channels of every head removed, once
-with whole heads. Weights and images are random, so that blocks matter as they do in a fresh network, the first ones most; or `--model` names a trained one of
-that shape, which is put at 224 pixels, its positions interpolated, and runs on images of its `--data`:
-
-    nas retrain deit_small_patch16_224 --data contours --image-size 64 --epochs 2 --batch-size 64 --lr 3e-4 --out results/deit_small_contours
-    python benchmarks/prune_structure.py --model results/deit_small_contours --data contours --images 64
-
-On ONNX Runtime all are exported alike; eager, Torch-Pruning's are timm's modules as
+with whole heads. Weights and images are random. On ONNX Runtime all are exported alike; eager, Torch-Pruning's are timm's modules as
 its users run them. All are timed in one interleaved run. `efficiency` is the speed-up over the library's own dense network over the ratio of
 multiply-accumulates: 1 says that every one saved is time saved; median, p10 and p90 over the rounds. `possible` is the best that any choice of sizes
-reaches by the table, and `rows` how the table's milliseconds fall beside multiply-accumulates, from the dense size on.
+reaches by the table, and `rows` how the table's milliseconds fall beside multiply-accumulates, from the dense size on. Targets that `--out` has already are
+measured anew, others in it stay.
 """
 
 import argparse
@@ -30,18 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch_pruned import at_macs, library, twin
 
 from compress.knapsack import Group, solve
 from compress.prune import Macs, Prunable, Pruned, prepare
 from nas.cost import macs
-from nas.data import load
-from nas.evaluate import calibration_batches
-from nas.files import write_json
+from nas.files import read_json, write_json
 from nas.interleave import Timed
 from nas.measure import measure_table
-from nas.networks import network_named
 from nas.progress import say
 from nas.pruning import Milliseconds
 from nas.runtimes import RUNTIMES
@@ -56,7 +48,6 @@ from nas.visits import Visit
 from search_spaces.arch import Arch, Network
 from search_spaces.blocks import MB3D
 from search_spaces.blocks.residual import hidden_width
-from search_spaces.errors import InputError
 from search_spaces.spaces.frames import Frame, attention_blocks, frames, in_frame, whole_frame
 from search_spaces.spaces.remains import Remains, key_widths, neurons, sizes_in, widths
 from search_spaces.states import Tokens
@@ -100,29 +91,7 @@ class Eager:
         return [(after - before) / 1e6 for before, after in pairwise(marks)]
 
 
-def dense_network(given: argparse.Namespace) -> Network:
-    """The network that is to be pruned, in eval mode."""
-    if given.model is None:
-        return fresh_vit(given.size, given.seed)
-    shape = vit(HEADS[given.size])
-    named = network_named(given.model).at(shape.image_size).seeing(load(given.data, image_size=shape.image_size))
-    if named.network is None or named.arch != shape.with_classes(named.arch.classes):
-        raise InputError(
-            f"{given.model} is no network of DeiT's shape {given.size} with weights; give another, or --size"
-        )
-    return named.network.eval()
-
-
-def calibrating(network: Network, given: argparse.Namespace) -> list[Tensor]:
-    """Batches of images to calibrate on."""
-    if given.model is None:
-        return [network.arch.example(given.images)]
-    data = load(given.data, image_size=network.arch.image_size)
-    return [images for images, _ in calibration_batches(data, given.seed, given.images)]
-
-
-def fresh_vit(size: str, seed: int) -> Network:
-    """One of random weights, whose attention depends on the image."""
+def dense_network(size: str, seed: int) -> Network:
     network = fresh_network(vit(HEADS[size]), seed).eval()
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -231,9 +200,8 @@ def on_target(
     dense = network.arch
     table = measure_table(Remains(dense, PARTS), target, given.tables, minutes=given.minutes, resume=True)
     ms, whole = Milliseconds(table), whole_frame(dense)
-    prunable = prepare(
-        network, ms, calibrating(network, given), parts=PARTS, progress=lambda what: say(f"{target.name}: {what}")
-    )
+    images = dense.example(given.images)
+    prunable = prepare(network, ms, [images], parts=PARTS, progress=lambda what: say(f"{target.name}: {what}"))
     ours = {f"ours, blocks alone {ratio}": at_ratio(prunable, ratio, whole) for ratio in given.ratios}
     ours |= {f"ours {ratio}": at_ratio(prunable, ratio, None) for ratio in given.ratios}
     archs = {"ours dense": dense, **{name: found.arch for name, found in ours.items()}}
@@ -287,7 +255,8 @@ def rivals_of(
     """Torch-Pruning's networks, as timm's modules, by name; their multiply-accumulates, and what of each is left."""
     of = twin(network)
     modules: dict[str, nn.Module] = {"timm dense": of.model}
-    works, about = {"timm dense": float(macs(network.arch))}, {}
+    works: dict[str, float] = {"timm dense": float(macs(network.arch))}
+    about: dict[str, Any] = {}
     for way, whole_heads in WAYS.items():
         for ratio in ratios:
             found, share = at_macs(of, macs(network.arch) / ratio, whole_heads=whole_heads)
@@ -298,7 +267,7 @@ def rivals_of(
                 "width": whole_frame(found.network.arch).width,
                 "blocks": [spec.label for spec in found.network.arch.blocks if isinstance(spec, MB3D)],
             }
-    return modules, works, about
+    return modules, works, {"theirs": about}
 
 
 def main() -> None:
@@ -306,9 +275,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--size", choices=HEADS, default="small")
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.7, 3.6])
-    parser.add_argument("--model", help="a trained network of that shape, in place of a fresh one")
-    parser.add_argument("--data", default="contours", help="what ours is calibrated on then, in place of random images")
-    parser.add_argument("--images", type=int, default=8, help="that ours is calibrated on")
+    parser.add_argument("--images", type=int, default=8, help="random ones that ours is calibrated on")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, help="for each table that is measured")
     parser.add_argument("--tables", type=Path, default=tables_dir(), help="folder of the tables")
@@ -317,20 +284,17 @@ def main() -> None:
     given = parser.parse_args()
     library()
     targets = [Target.parse(name) for name in given.targets]
-    network = dense_network(given)
+    network = dense_network(given.size, given.seed)
     rivals, works, about = rivals_of(network, given.ratios)
-    found = {target.name: on_target(target, network, rivals, works, given) for target in targets}
-    options = f"--targets {' '.join(given.targets)} --size {given.size} --images {given.images} --rounds {given.rounds}"
+    options = f"--size {given.size} --images {given.images} --rounds {given.rounds}"
     options += "" if given.minutes is None else f" --minutes {given.minutes:g}"
-    options += "" if given.model is None else f" --model {given.model} --data {given.data}"
-    result = {
-        "command": f"python benchmarks/prune_structure.py {options}",
-        "machine": fingerprint(targets[0]),
-        "torch_pruning": {"version": version("torch-pruning"), "networks": about},
-        "targets": found,
-    }
-    if given.out is not None:
-        write_json(given.out, result)
+    about |= {"torch_pruning": version("torch-pruning"), "machine": fingerprint(targets[0])}
+    found = {} if given.out is None or not given.out.exists() else read_json(given.out)
+    for target in targets:
+        command = f"python benchmarks/prune_structure.py --targets {target.name} {options}"
+        found[target.name] = {"command": command, **about, **on_target(target, network, rivals, works, given)}
+        if given.out is not None:
+            write_json(given.out, found)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,9 @@ def test_thresholds_of_the_fastest_are_switched_off_where_they_do_not_pay(
     def late(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
         found = measured(job, archs)
         for arch, own in zip(archs, found, strict=True):
-            if len(found) == 3 and arch != arch.keeping(adaptive=False):  # less than the same with fixed numbers, or more
+            if len(found) == 3 and arch != arch.keeping(
+                adaptive=False
+            ):  # less than the same with fixed numbers, or more
                 own["measured_ms"] = 0.9 * found[-2]["measured_ms"] + slower
         return found
 
