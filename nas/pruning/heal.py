@@ -109,10 +109,10 @@ def with_thresholds(
         return None
     if not healing.epochs:
         alone = solved(job, found, out, budget)
-        return alone and (alone[0], {"epochs": 0, "adaptive": True, **alone[1]})
+        return None if alone is None else (alone[0], {"epochs": 0, "adaptive": True, **alone[1]})
     recipe = healing.recipe(job.named.arch, job.seed)
     summary = learned(job, found, recipe, out, budget)
-    return summary and _read(job, found, out, recipe, summary)
+    return None if summary is None else _read(job, found, out, recipe, summary)
 
 
 def _read(job: Job, found: Pruned, out: Path, recipe: Recipe, summary: dict[str, Any]) -> tuple[Pruned, dict[str, Any]]:
