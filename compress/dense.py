@@ -21,8 +21,8 @@ from search_spaces.variants import variant_state
 
 __all__ = ["Dense", "Framed", "Sizes", "Statistics", "compared", "examined", "network_of", "plans_of"]
 
-FEW, FEWEST, FEW_TOKENS = 64, 32, 6_000  # images that what a part is worth is told by: as many as hold so many tokens
-TOKENS = 20_000  # of the images that candidates are compared on: where each has many, fewer images tell as much
+FEW, FEWEST, FEW_TOKENS = 64, 24, 4_700  # images that what a part is worth is told by: as many as hold so many tokens
+TOKENS = 17_000  # of the images that candidates are compared on: where each has many, fewer images tell as much
 
 Sizes = Mapping[int, BlockSize | None]
 """What becomes of blocks, by their positions in the dense network; None where one is left out."""

@@ -125,7 +125,7 @@ def prune(
         budget: in its unit; as many as there are costs.
         data: batches of images (B, channels, H, W), normalised as the model wants them, tuples that begin with them, or dicts
             that hold them as `pixel_values`; no labels.
-        images: how many of them candidates are compared on at most; of large ones as many as hold 20,000 tokens.
+        images: how many of them candidates are compared on at most; of large ones as many as hold 17,000 tokens.
         moments: how many of them tell moments. Batches are taken one after the other until they hold so many, or `images` where that is
             more, and no further: those that candidates are compared on stay in memory, the others do not.
         parts: what may be made smaller, of `PARTS`.
@@ -324,18 +324,20 @@ class Prunable:
         if unseen == len(images) or frame.rest == "merged":  # of merged patches none is one of the dense network's
             return weights
 
-        def solved(ridge: float, count: int) -> dict[str, Tensor]:
-            network = network_of(arch, weights)
-            repair(network_of(whole.arch, whole.weights), network, pairs, images[:count], ridge)
-            return dict(network.state_dict())
+        def solved(ridges: Sequence[float], count: int) -> dict[float, dict[str, Tensor]]:
+            left = {ridge: network_of(arch, weights) for ridge in ridges}
+            repair(network_of(whole.arch, whole.weights), left, pairs, images[:count])
+            return {ridge: dict(network.state_dict()) for ridge, network in left.items()}
 
         self.progress("repair")
-        losses = {
-            ridge: dense.divergence(arch, solved(ridge, min(dense.few, len(images) - unseen)), last=unseen)
-            for ridge in RIDGES
-        }
+        tried = solved(RIDGES, min(dense.few, len(images) - unseen))
+        losses = {ridge: dense.divergence(arch, own, last=unseen) for ridge, own in tried.items()}
         best = min(losses, key=lambda ridge: losses[ridge])
-        return solved(best, len(images)) if losses[best] < dense.divergence(arch, weights, last=unseen) else weights
+        return (
+            solved([best], len(images))[best]
+            if losses[best] < dense.divergence(arch, weights, last=unseen)
+            else weights
+        )
 
     def _examined(self, framed: Framed) -> Statistics:
         """Statistics of a frame's own network."""

@@ -21,7 +21,7 @@ State = Tensor | Kept
 
 
 @torch.no_grad()
-def repair(dense: Network, left: Network, pairs: Mapping[int, int | None], images: Tensor, ridge: float) -> None:
+def repair(dense: Network, left: Mapping[float, Network], pairs: Mapping[int, int | None], images: Tensor) -> None:
     """Solve the second layers of attention and MLP anew, block after block, so that the stream comes nearest to the dense network's.
 
     What a block gets is what the blocks before it give, solved already; what it is to give is the dense network's stream, at the
@@ -29,14 +29,13 @@ def repair(dense: Network, left: Network, pairs: Mapping[int, int | None], image
 
     Args:
         dense: with whole blocks, of which no token is dropped, of the same image size and width; in eval mode.
-        left: what is left of it, in eval mode; changed in place.
-            Patches may be dropped or fused, not merged.
+        left: what is left of it, in eval mode; each is changed in place, by the ridge that it is under: how far its weights are drawn
+            towards what they are, of the mean second moment. All are of one architecture, in which patches may be dropped or fused, not merged.
         pairs: by the position of a block of attention in `dense` that in `left`, None where it is left out.
         images: (B, channels, H, W).
-        ridge: towards the weights as they are, of the mean second moment.
     """
     whole: list[Tensor] = list(torch.split(images, CHUNK))
-    state: list[State] = list(whole)
+    states: dict[float, list[State]] = {ridge: list(whole) for ridge in left}
     done = 0  # blocks of `left` that have run
     for position, block in enumerate(dense.blocks):
         if position not in pairs:
@@ -45,14 +44,17 @@ def repair(dense: Network, left: Network, pairs: Mapping[int, int | None], image
         assert isinstance(block, MB3DModule)
         place = pairs[position]
         if place is not None:
-            state = [_through(left, x, done, place) for x in state]
+            for ridge, network in left.items():
+                states[ridge] = [_through(network, x, done, place) for x in states[ridge]]
             done = place + 1
         middle = [block.ls1(x, block.token_mixer(block.norm1(x))[0]) for x in whole]
         whole = [block.ls2(x, block.mlp(block.norm2(x))) for x in middle]
-        if place is not None:
-            own, step = left.blocks[place], next(step for step in left.schedule if step.position == place)
+        if place is None:
+            continue
+        for ridge, network in left.items():
+            own, step = network.blocks[place], next(step for step in network.schedule if step.position == place)
             assert isinstance(own, MB3DModule)
-            state = _solved(own, state, middle, whole, step.scored, ridge)
+            states[ridge] = _solved(own, states[ridge], middle, whole, step.scored, ridge)
 
 
 def _through(network: Network, x: State, start: int, stop: int) -> State:
@@ -141,6 +143,6 @@ def _refit(
     old = torch.cat([layer.weight.T, layer.bias[None]]).double()
     pull = ridge * moment.diagonal().mean()
     held = moment + pull * torch.eye(width, dtype=moment.dtype, device=moment.device)
-    new = torch.linalg.solve(held, target + pull * old).to(layer.weight.dtype)
+    new = torch.cholesky_solve(target + pull * old, torch.linalg.cholesky(held)).to(layer.weight.dtype)
     layer.weight.copy_(new[:-1].T)
     layer.bias.copy_(new[-1])

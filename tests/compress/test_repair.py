@@ -27,7 +27,7 @@ def stream_apart(keeps: Keeps, rest: str, sizes: dict[int, BlockSize | None], ri
     if ridge is not None:
         left, made = iter(attention_blocks(arch)), network_of(arch, weights)
         pairs = {old: None if sizes.get(old, 0) is None else next(left) for old in attention_blocks(model.arch)}
-        repair(model, made, pairs, torch.cat(DATA), ridge)
+        repair(model, {ridge: made}, pairs, torch.cat(DATA))
         weights = dict(made.state_dict())
     return dense.divergence(arch, weights, last=32)
 
@@ -35,7 +35,7 @@ def stream_apart(keeps: Keeps, rest: str, sizes: dict[int, BlockSize | None], ri
 def test_a_network_that_is_whole_stays_as_it_is() -> None:
     model = network()
     made = network_of(model.arch, model.state_dict())
-    repair(model, made, {place: place for place in attention_blocks(model.arch)}, images(0), 1e-6)
+    repair(model, {1e-6: made}, {place: place for place in attention_blocks(model.arch)}, images(0))
     with torch.no_grad():
         assert torch.allclose(made(images(5)), model(images(5)), atol=1e-4)
 
@@ -49,6 +49,21 @@ SMALL = {3: BlockSize(2, 8, 8, 24), 4: BlockSize(3, 8, 8, 16)}
 )
 def test_what_is_lost_is_partly_made_up_for(keeps: Keeps, sizes: dict[int, BlockSize | None], rest: str) -> None:
     assert stream_apart(keeps, rest, sizes, 1e-2) < 0.9 * stream_apart(keeps, rest, sizes, None)
+
+
+def test_several_are_repaired_as_each_alone() -> None:
+    model = network()
+    dense = examined(model.arch, model.state_dict(), DATA, 64, PARTS)
+    arch, weights = dense.shrunk(SMALL, dense.framed(whole_frame(model.arch)))
+    pairs = {place: place for place in attention_blocks(model.arch)}
+    together = {ridge: network_of(arch, weights) for ridge in (1e-2, 1.0)}
+    repair(model, together, pairs, torch.cat(DATA))
+    for ridge, made in together.items():
+        alone = {ridge: network_of(arch, weights)}
+        repair(model, alone, pairs, torch.cat(DATA))
+        assert all(torch.equal(made.state_dict()[name], own) for name, own in alone[ridge].state_dict().items())
+    first, second = (torch.cat([one.flatten() for one in made.state_dict().values()]) for made in together.values())
+    assert not torch.equal(first, second), "the ridge matters"
 
 
 def test_frames_are_of_the_same_network() -> None:
