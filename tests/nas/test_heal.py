@@ -246,8 +246,9 @@ def behind(measured: Any) -> Any:
     return found
 
 
-@pytest.mark.parametrize("epochs", [0, 1], ids=["solved", "learned"])
-@pytest.mark.parametrize("how", ["priced", "measured", "file", "harmful"])
+@pytest.mark.parametrize(
+    ("how", "epochs"), [("priced", 1), ("measured", 0), ("file", 1), ("harmful", 0), ("harmful", 1)]
+)
 def test_thresholds_that_do_not_pay_are_switched_off(
     how: str,
     epochs: int,
