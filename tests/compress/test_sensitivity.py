@@ -58,7 +58,7 @@ def test_losses_of_frames_add_up(grid: int, depth: int) -> None:
 
 def test_of_images_with_many_patches_fewer_are_run() -> None:
     nothing = torch.zeros(0)
-    for arch, few, most in ((vit(HEADS["small"]), 32, 101), (vit(HEADS["small"]).at(64), 64, 1176)):
+    for arch, few, most in ((vit(HEADS["small"]), 24, 86), (vit(HEADS["small"]).at(64), 64, 1000)):
         assert Dense(arch, {}, {}, {}, nothing, nothing, {}, {}).few == few
         assert compared(arch, 5000) == most and compared(arch, 20) == 20
-    assert compared(vit(HEADS["small"]).at(1024), 256) == 32
+    assert compared(vit(HEADS["small"]).at(1024), 256) == 24
