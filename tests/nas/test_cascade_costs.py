@@ -99,7 +99,7 @@ def test_cascades_that_ask_for_nothing_begin_with_plain_networks() -> None:
 
 
 def test_a_table_of_exits_prices_each_and_is_validated() -> None:
-    table = measure_table(space_of(CASCADE), TARGET, tables_dir(), rounds=4)
+    table = measure_table(space_of(CASCADE), TARGET, tables_dir(), rounds=2)
     wanted = [ms(CASCADE.until(number)) for number in range(3)]
     assert until_ms(CASCADE, table) == pytest.approx(wanted, rel=0.01)
     assert until_ms(CASCADE, table)[-1] == pytest.approx(table.predict(CASCADE).ms)
@@ -151,7 +151,7 @@ def test_calibration_holds_a_budget_of_the_target(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_exported_exits_are_priced_by_a_table_of_them(arch_file: Path, tmp_path: Path) -> None:
-    table = measure_table(space_of(CASCADE), TARGET, tables_dir(), rounds=4)
+    table = measure_table(space_of(CASCADE), TARGET, tables_dir(), rounds=2)
     found = export_network(str(arch_file), "onnx", None, table.path, tmp_path / "files", 0, dataset="toy")
     assert [own["predicted_ms"] for own in found["exits"]] == pytest.approx(until_ms(CASCADE, table).tolist())
     assert found["predicted_ms"] == found["exits"][-1]["predicted_ms"] and found["images"] > 32
