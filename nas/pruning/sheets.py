@@ -20,7 +20,11 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
 }
 RIVAL = ("params", "macs", "measured_ms")  # of these, what is said of a rival, and one of the next
 SHARES = ("acc", "agreement")
-BLOCK = {"params": "{:,}", "macs": "{:,}", "ms": "{:.4g}"}  # of a block, before and after; older runs do not say them
+BLOCK = {  # of a block, before and after; older runs do not say them
+    "params": ("parameters", "{:,}"),
+    "macs": ("MACs", "{:,}"),
+    "ms": ("ms by the table", "{:.4g}"),
+}
 OVER_IMAGES = {
     "onnx_measured_ms": "ms of its file over images, mean",
     "onnx_measured_p95_ms": "p95 of its file over images",
@@ -95,14 +99,13 @@ def _blocks(summary: dict[str, Any]) -> Sheet:
         (
             str(row["block"]),
             row["left"] or "left out",
-            *(" to ".join(form.format(one) for one in row[name]) for name, form in known.items()),
+            *(" to ".join(form.format(one) for one in row[name]) for name, (_, form) in known.items()),
             f"{row['macs_share']:.0%}",
             f"{row['ms_share']:.0%}" + (", hardly faster for it" if row["slow"] else ""),
         )
         for row in summary["blocks"]
     ]
-    names = ("parameters", "MACs", "ms by the table")[: len(known)]
-    header = ("block", "left", *names, "of its MACs", "of its ms")
+    header = ("block", "left", *(label for label, _ in known.values()), "of its MACs", "of its ms")
     return Sheet("what is left of each block", header, rows)
 
 

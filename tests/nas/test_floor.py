@@ -27,16 +27,11 @@ from nas.target import Target
 from nas.train.retrain import load_network
 from search_spaces import Arch, InputError
 from search_spaces.blocks import MB4D, Head, Stem
-from tests.nas.pruning_toy import ARCH, IMAGES, PARTS, Prices, priced, trained_vit, with_head
+from tests.nas.pruning_toy import ARCH, IMAGES, PARTS, Prices, priced, with_head
 from tests.nas.toy import Toy, toy
 
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 DENSE_MS = Prices().predict(ARCH).ms
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(autouse=True)

@@ -27,17 +27,11 @@ from tests.nas.pruning_toy import (
     PARTS,
     Prices,
     priced,
-    trained_vit,
     with_head,
 )
 from tests.nas.toy import Toy, toy
 
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(autouse=True)

@@ -18,14 +18,9 @@ from nas.pruning.files import Delivered, Files
 from nas.pruning.job import Job, job_of
 from nas.pruning.sheets import sheets
 from search_spaces import Arch
-from tests.nas.pruning_toy import ARCH, FIXED, PARTS, TARGET, Prices, priced, trained_vit
+from tests.nas.pruning_toy import ARCH, FIXED, PARTS, TARGET, Prices, priced
 
 HOW: dict[str, Any] = {"target": TARGET.name, "images": 64, "parts": PARTS}
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(autouse=True)

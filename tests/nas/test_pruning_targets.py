@@ -23,7 +23,7 @@ from nas.target import Target
 from search_spaces import Arch, InputError
 from search_spaces.blocks import MB3D, BlockSpec
 from search_spaces.states import State
-from tests.nas.pruning_toy import ARCH, FIXED, IMAGES, PARTS, TARGET, Prices, priced, trained_vit
+from tests.nas.pruning_toy import ARCH, FIXED, IMAGES, PARTS, TARGET, Prices, priced
 from tests.nas.toy import toy
 
 SERVER, PHONE = Prices(), Target("cpu", "ort", "fp32", 2, 2)
@@ -51,11 +51,6 @@ class ByHeads(Prices):
 
 BESIDE = ByHeads()
 DENSE, HEADS = SERVER.predict(ARCH).ms, BESIDE.predict(ARCH).ms
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(autouse=True)

@@ -28,16 +28,10 @@ from tests.nas.pruning_toy import (
     THRESHOLDS,
     Prices,
     priced,
-    trained_vit,
 )
 
 HEALING = Healing(epochs=2, batch_size=32)
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(autouse=True)

@@ -22,16 +22,11 @@ from nas.pruning.judge import harmed, val_accuracy
 from nas.pruning.sheets import sheets
 from nas.runs import load_weights, save_weights
 from search_spaces import InputError
-from tests.nas.pruning_toy import ARCH, ENCODER, IMAGES, PARTS, Prices, priced, trained_vit, with_head
+from tests.nas.pruning_toy import ARCH, ENCODER, IMAGES, PARTS, Prices, priced, with_head
 from tests.nas.toy import toy
 
 HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 BARE = replace(toy(IMAGES), class_names=())  # whose labels must not be looked at
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,11 @@ from nas.train.loop import Recipe
 from nas.train.retrain import load_network
 from search_spaces import InputError
 from search_spaces.blocks import TokenPrune
-from tests.nas.pruning_toy import ARCH, ENCODER, IMAGES, PARTS, Prices, priced, trained_vit, with_head
+from tests.nas.pruning_toy import ARCH, ENCODER, IMAGES, PARTS, Prices, priced, with_head
 from tests.nas.toy import toy
 
 RECIPE = Recipe(2, 32, 5e-4)
 BARE = replace(toy(IMAGES), class_names=())
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_vit(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture(scope="module")
