@@ -4,8 +4,9 @@
 
 For each share of the dense network's milliseconds, each way (`prune_ways.py`) gives the slowest of its networks that is measured within it;
 ours is pruned until it is. All of them and the dense network are timed in one interleaved run; what is over its budget gives way to the next
-smaller one, and all are timed again. Then each is trained for the same number of steps, as `nas prune --train-epochs` does: same images in the same
-order, same teacher (the dense network), same recipe. `random-tokens` keeps as many patches as `tokens` at the same places, but random ones. `ours untrained` is calibration alone.
+smaller one, and all are timed again. Then each is trained as `nas prune --train-epochs` does: same images in the same order, same recipe, same teacher (the
+dense network, whose scores are computed once for all). Ours is trained for `--epochs`, and each other way, seed by seed, for the same seconds: some of its own
+steps, timed just before, tell how many steps that is. `random-tokens` keeps as many patches as `tokens` at the same places, but random ones. `ours untrained` is calibration alone.
 
 Accuracies are on the test split, which nothing else reads. A difference is the mean over seeds, its interval a paired bootstrap over images of that
 mean. What is done lies in `--work`: the networks chosen, weights, and for each image whether it was right (`.npz`); an interrupted benchmark goes on
@@ -14,24 +15,29 @@ from there. `--epochs 1 --limit 500 --rounds 2 --seeds 0` tries it out.
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from arms import Hits, interval, kept
 from prune_choice import DENSE, OURS, UNTRAINED, Pick, chosen, started
 from prune_ways import WAYS, Source, at_random
+from torch import Tensor, nn
 from torch_pruned import library
 
+from nas.data import Data
 from nas.evaluate import correct
 from nas.files import write_json
 from nas.progress import say
 from nas.pruning import PARTS, Healing
 from nas.pruning.job import job_of
+from nas.pruning.saved import remembered
 from nas.runs import Run
 from nas.timing import ROUNDS
 from nas.train.loop import Recipe, fit
@@ -40,20 +46,99 @@ from search_spaces import zoo
 from search_spaces.arch import Network
 
 
-def trained(pick: Pick, recipe: Recipe, teacher: Teacher, source: Source, given: argparse.Namespace) -> dict[str, Any]:
-    """Train one network from where it starts, or go on; the seconds that took, and whether each test image is right."""
-    folder, data = given.work / "trained" / pick.name, source.job.data
+WARM, PROBED = 5, 40  # steps before those that are timed, and these
+
+
+@dataclass(frozen=True)
+class Cut(Recipe):
+    """A recipe whose last epoch ends after some steps."""
+
+    last: int = 0  # steps of the last epoch; 0: all
+
+    def batches(self, data: Data, epoch: int) -> list[tuple[int, int]]:
+        """As `Recipe.batches`."""
+        plan = super().batches(data, epoch)
+        return plan[: self.last] if self.last and epoch == self.epochs - 1 else plan
+
+    @classmethod
+    def of(cls, recipe: Recipe, steps: int, data: Data) -> "Cut":
+        """The recipe with so many steps, at least one."""
+        whole = len(recipe.batches(data, 0))
+        epochs, last = divmod(max(1, steps), whole)
+        return cls(**{**vars(recipe), "epochs": epochs + (last > 0)}, last=last)
+
+
+@dataclass(frozen=True)
+class Known(Teacher):
+    """A teacher whose scores of a seed's images are computed before any training, so that no student's seconds have them."""
+
+    known: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by seed and step
+
+    @torch.no_grad()
+    def learn(self, data: Data, recipe: Recipe, steps: int) -> None:
+        """Compute those of so many steps."""
+        epoch, step = 0, 0
+        self.network.eval()
+        while (recipe.seed, steps - 1) not in self.known:
+            for images, _ in data.loader(
+                "train", recipe.batch_size, seed=recipe.draw_seed(epoch), augment=recipe.augment
+            ):
+                if (recipe.seed, step) not in self.known:
+                    self.known[recipe.seed, step] = self.network(images)
+                step += 1
+            epoch += 1
+
+    def scores(self, images: Tensor, recipe: Recipe, step: int) -> Tensor:
+        """Logits (B, classes) for the images of a step."""
+        return self.known[recipe.seed, step]
+
+
+def step_seconds(pick: Pick, recipe: Recipe, teacher: Known, source: Source, given: argparse.Namespace) -> float:
+    """The median seconds of a training step of a network."""
+    network = learner(pick, given)
+    objective = supervised(recipe, teacher, network.arch)
+    marks: list[float] = []
+
+    def marked(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        marks.append(time.perf_counter())
+        return objective(model, images, labels, step)
+
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Cut.of(recipe, WARM + PROBED, source.job.data)
+        fit(network, marked, source.job.data, probe, Path(folder) / "checkpoint.pt", f"time {pick.name}")
+    return float(np.median(np.diff(marks[WARM:])))
+
+
+def learner(pick: Pick, given: argparse.Namespace) -> Network:
+    """A network as it is before any training, which drops patches at random if that is its way."""
     network = zoo.from_checkpoint(started(given, pick))
+    return at_random(network, pick.seed) if pick.way == "random-tokens" else network
+
+
+def trained(
+    pick: Pick, recipe: Recipe, teacher: Known, source: Source, given: argparse.Namespace, seconds: float | None
+) -> dict[str, Any]:
+    """Train one network from where it starts, or go on: the steps and seconds that took, and whether each test image is right.
+
+    With `seconds` for as many steps as take so long, else as long as the recipe says.
+    """
+    folder, data = given.work / "trained" / pick.name, source.job.data
+    if seconds is not None:
+        path = given.work / "steps" / f"{pick.name}.json"
+        steps = remembered(path, lambda: round(seconds / step_seconds(pick, recipe, teacher, source, given)))
+        recipe = Cut.of(recipe, int(steps), data)
+    teacher.learn(data, recipe, recipe.steps(data))
+    network = learner(pick, given)
     config = asked(network.arch, data, recipe, dict(network.state_dict()), teacher)
     run = Run.start(folder, "prune_accuracy", config, resume=True)
-    network = at_random(network, pick.seed) if pick.way == "random-tokens" else network
     with run.locked():
         if run.summary is None:
             began = time.perf_counter()
             objective = supervised(recipe, teacher, network.arch)
             fit(network, objective, data, recipe, folder / "checkpoint.pt", f"train {pick.name}")
+            taken = time.perf_counter() - began
             run.save_network(network.arch, dict(network.state_dict()))
-            run.finish({"seconds": time.perf_counter() - began})
+            run.finish({"seconds": taken, "steps": recipe.steps(data)})
             (folder / "checkpoint.pt").unlink()
         network.load_state_dict(run.weights())
         return {**(run.summary or {}), "hits": right(folder / "hits.npz", network, source, given)}
@@ -71,17 +156,24 @@ def every(
     """What became of each pick, seed after seed; of ours also before it was trained."""
     dense = next(pick for pick in picks if pick.way == DENSE)
     yield dense, {"hits": right(given.work / "dense.npz", source.job.network, source, given)}
-    ours = sorted((pick for pick in picks if pick.way != DENSE), key=lambda pick: pick.seed)
-    healing = Healing(given.epochs, given.batch_size)
-    teachers = {seed: replace(source.job.teacher(), remembered={}) for seed in given.seeds}
-    for number, pick in enumerate(ours, 1):
+    every_way = [pick for pick in picks if pick.way != DENSE]
+    order = sorted(every_way, key=lambda pick: (pick.seed, -pick.share, pick.way != OURS))
+    healing, whole = Healing(given.epochs, given.batch_size), source.job.teacher()
+    teacher = Known(whole.network, whole.classes, whole.weight, whole.temperature)
+    seconds: dict[tuple[float, int], float] = {}  # of ours, by share and seed
+    for number, pick in enumerate(order, 1):
         if pick.way == OURS:
             network = zoo.from_checkpoint(started(given, pick))
             hits = right(given.work / "untrained" / f"{pick.name}.npz", network, source, given)
             yield replace(pick, way=UNTRAINED), {"hits": hits}
         recipe = healing.recipe(source.arch, pick.seed)
-        found = trained(pick, recipe, teachers[pick.seed], source, given)
-        say(f"{number} of {len(ours)}: {pick.name} {found['hits'].mean():.4f}, {found['seconds']:.0f} s of training")
+        teacher.learn(source.job.data, recipe, recipe.steps(source.job.data))
+        found = trained(pick, recipe, teacher, source, given, seconds.get((pick.share, pick.seed)))
+        if pick.way == OURS:
+            seconds[pick.share, pick.seed] = found["seconds"]
+        say(
+            f"{number} of {len(order)}: {pick.name} {found['hits'].mean():.4f}, {found['steps']} steps, {found['seconds']:.0f} s of training"
+        )
         yield pick, found
 
 
@@ -109,11 +201,11 @@ def compared(hits: dict[Pick, Hits], given: argparse.Namespace) -> list[dict[str
     return found
 
 
-def seconds_of(done: dict[Pick, dict[str, Any]], share: float) -> dict[str, float]:
-    """The median over seeds of the seconds that each way's network was trained for, as many steps as any other's."""
-    picks = [pick for pick in done if pick.share == share and "seconds" in done[pick]]
+def median_of(done: dict[Pick, dict[str, Any]], share: float, figure: str) -> dict[str, float]:
+    """The median over seeds of the `seconds` or `steps` of each way's training."""
+    picks = [pick for pick in done if pick.share == share and figure in done[pick]]
     ways = dict.fromkeys(pick.way for pick in picks)
-    return {way: median(done[pick]["seconds"] for pick in picks if pick.way == way) for way in ways}
+    return {way: median(done[pick][figure] for pick in picks if pick.way == way) for way in ways}
 
 
 def main() -> None:
@@ -146,16 +238,19 @@ def main() -> None:
     options = f"{given.model} --data {given.data} --target {given.target} --seeds {' '.join(map(str, given.seeds))}"
     options += f" --shares {' '.join(map(str, given.shares))} --ways {' '.join(given.ways)}"
     recipe = f"--images {given.images} --epochs {given.epochs} --batch-size {given.batch_size}"
-    shares = [{**one, "seconds": seconds_of(done, one["share"])} for one in compared(hits, given)]
+    figures = ("seconds", "steps")
+    shares = [
+        {**one, **{figure: median_of(done, one["share"], figure) for figure in figures}}
+        for one in compared(hits, given)
+    ]
     result = {
         "command": f"python benchmarks/prune_accuracy.py {options} {recipe}",
         "machine": dict(source.job.table.content.fingerprint),
         "test_images": len(next(iter(hits.values()))),
-        "steps": Healing(given.epochs, given.batch_size).recipe(source.arch, 0).steps(source.job.data),
         "shares": shares,
         "networks": [
-            {**figures, "test_acc": float(hits[pick].mean()), "seconds": done[pick].get("seconds")}
-            for pick, figures in picks.items()
+            {**known, "test_acc": float(hits[pick].mean()), **{figure: done[pick].get(figure) for figure in figures}}
+            for pick, known in picks.items()
         ],
         "untrained": {pick.name: float(own.mean()) for pick, own in hits.items() if pick.way == UNTRAINED},
     }

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -221,7 +222,8 @@ def _batches(data: Data, recipe: Recipe, epoch: int, first: int, accelerator: An
     if count > 1:
         loader = prepare_data_loader(loader, num_processes=count, process_index=own, split_batches=True)
     mix = mixer(recipe.mixup, recipe.cutmix, max(data.classes, 1)) if recipe.mixup or recipe.cutmix else None
-    for step, ((side, _), (images, labels)) in enumerate(zip(plan, loader, strict=True), first):
+    planned = islice(loader, len(plan))  # a recipe may end an epoch early
+    for step, ((side, _), (images, labels)) in enumerate(zip(plan, planned, strict=True), first):
         images, labels = resized(images.to(accelerator.device), side), labels.to(accelerator.device)
         if not data.labelled:  # all are of one class then, of which nothing is learned
             labels = torch.zeros_like(labels)
