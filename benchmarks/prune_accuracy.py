@@ -45,7 +45,6 @@ from nas.train.retrain import Teacher, asked, supervised
 from search_spaces import zoo
 from search_spaces.arch import Network
 
-
 WARM, PROBED = 5, 40  # steps before those that are timed, and these
 
 

@@ -4,8 +4,9 @@
 
 MODEL is what `nas prune` takes. The dense network is timed, then the command line prunes it to shares of that time, each in a process of
 its own, or says with exit code 3 what the cheapest network takes. In the end the files that it wrote are timed again in one interleaved run of a fresh
-process. `of_budget` is the milliseconds that pruning measured over the budget, by the table's statistic, at most 1 (the runs' median and mean beside it); `again_over_measured` those of the file over those; p10 and p90
-are over the runs. An interrupted benchmark goes on with the shares that are done in `--work`.
+process. The dense time is the median of its runs, and so is what is held: `of_budget` is the median that pruning measured over the budget, at most 1 (the table's statistic
+and the mean beside it); `share_held` the statistics of what is left over the dense network's in the same run; `again_over_measured` the file's times
+over those, by the table's statistic, by which networks are compared, and by the median; p10 and p90 are over the runs. An interrupted benchmark goes on with the shares that are done in `--work`.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from nas.pruning.job import Job, job_of
 NAS = "from nas.cli import main; main()"
 SEED = 1  # another order of visits than the command's
 DONE, OVER_BUDGET = 0, 3
+STATISTICS = ("measured_ms", "measured_median_ms", "measured_mean_ms", "measured_p95_ms")
+MEDIAN, MEAN = STATISTICS[1:3]
 
 
 def nas(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -48,14 +51,15 @@ def pruned(share: float, budget_ms: float, given: argparse.Namespace) -> dict[st
     kept = ("predicted_ms", "speedup_measured", "speedup_macs", "divergence", "before", "after", "onnx", "agrees")
     about |= {name: summary[name] for name in kept}
     after = summary["after"]
-    rest = {f"{name}_of_budget": after[f"measured_{name}_ms"] / budget_ms for name in ("median", "mean")}
-    return {**about, "of_budget": after["measured_ms"] / budget_ms, **rest}
+    of_dense = {name: after[name] / summary["before"][name] for name in STATISTICS}
+    rest = {"statistic_of_budget": after["measured_ms"] / budget_ms, "mean_of_budget": after[MEAN] / budget_ms}
+    return {**about, "of_budget": after[MEDIAN] / budget_ms, **rest, "share_held": of_dense}
 
 
 def dense_ms(job: Job, path: Path) -> float:
-    """Milliseconds of the network as it is; those that an interrupted benchmark measured, as the budgets are shares of them."""
+    """The median milliseconds of the network as it is; those that an interrupted benchmark measured, as the budgets are shares of them."""
     if not path.exists():
-        write_json(path, job.measured([job.named.arch])[0]["measured_ms"])
+        write_json(path, job.measured([job.named.arch])[0][MEDIAN])
     return float(read_json(path))
 
 
@@ -79,9 +83,11 @@ def main() -> None:
     held = [one for one in found if one["exit_code"] == DONE]
     again = retimed([Path(one["onnx"]) for one in held], job.table, SEED) if held else []
     for one, timing in zip(held, again, strict=True):
-        one |= {"again": asdict(timing), "again_over_measured": timing.ms / one["after"]["measured_ms"]}
+        ratios = {"ms": timing.ms / one["after"]["measured_ms"], "median": timing.median / one["after"][MEDIAN]}
+        one |= {"again": asdict(timing), "again_over_measured": ratios}
     options = f"{given.model} --data {given.data} --target {given.target} --shares {' '.join(map(str, given.shares))}"
     result = {
+        "statistic": job.table.statistic,
         "command": f"python benchmarks/prune_budgets.py {options} --images {given.images} --seed {given.seed}",
         "machine": dict(job.table.content.fingerprint),
         "table": job.table.path.name,

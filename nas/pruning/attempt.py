@@ -10,12 +10,12 @@ from nas.errors import BudgetError
 from nas.files import read_json, write_json
 from nas.progress import say
 from nas.pruning.choice import SPARE, Held, within
-from nas.pruning.files import Delivered, Files
+from nas.pruning.files import Delivered, Files, FileTimes
 from nas.pruning.heal import Healing, heal, with_thresholds
 from nas.pruning.job import Job
 from nas.pruning.judge import harmed
 from nas.pruning.places import Budgets, Taken, exceeded, told
-from nas.pruning.saved import Times, remembered, saved
+from nas.pruning.saved import Times, remembered, saved, steadiness
 from search_spaces.arch import Arch
 
 __all__ = ["Attempt", "healed_within", "unchanged", "unchanged_within"]
@@ -38,7 +38,7 @@ class Attempt:
     def delivered(self, places: Sequence[Files]) -> tuple[Taken, ...]:
         """What it takes, with its file on each target; one that has been timed is not timed again."""
         return tuple(
-            replace(one, file=one.file or place.delivered(self.found.arch, self.found.weights, one.told.get("file_ms")))
+            replace(one, file=one.file or place.delivered(self.found.arch, self.found.weights, _remembered(one)))
             for one, place in zip(self.taken, places, strict=True)
         )
 
@@ -105,7 +105,7 @@ def _with_thresholds(
     if off.exists():
         say(read_json(off))
         return None
-    limit, found = SPARE * budgets[0], calibrated.found
+    limit, found = SPARE * budgets[0] * steadiness(calibrated.taken[0].after), calibrated.found
     for number in range(1, TRIES + 1):
         out = files / ("thresholds" if number == 1 else f"thresholds-{number}")
         made = with_thresholds(job, found, out, healing, limit)
@@ -177,10 +177,16 @@ def _measured(job: Job, archs: Sequence[Arch], budget: float) -> list[Times]:
     runs: list[list[Times]] = []
     for _ in range(TIMES):
         runs.append(job.measured(archs))
-        if len(runs) == 1 and runs[0][-1]["measured_ms"] <= budget:
+        if len(runs) == 1 and runs[0][-1]["measured_median_ms"] <= budget:
             return runs[0]
-    middle = median_low([run[-1]["measured_ms"] for run in runs])
-    return next(run for run in runs if run[-1]["measured_ms"] == middle)
+    middle = median_low([run[-1]["measured_median_ms"] for run in runs])
+    return next(run for run in runs if run[-1]["measured_median_ms"] == middle)
+
+
+def _remembered(taken: Taken) -> FileTimes | None:
+    """What the file of a network took when it was chosen."""
+    ms, median_ms = (taken.told.get(name) for name in ("ms", "median_ms"))
+    return None if ms is None or median_ms is None else FileTimes(ms, median_ms)
 
 
 def _file(files: Files, found: Pruned, budget: float) -> Delivered:
@@ -189,4 +195,4 @@ def _file(files: Files, found: Pruned, budget: float) -> Delivered:
     if not files_made[0].over(budget):
         return files_made[0]
     files_made += [files.delivered(found.arch, found.weights) for _ in range(TIMES - 1)]
-    return sorted(files_made, key=lambda file: file.ms or 0.0)[TIMES // 2]
+    return sorted(files_made, key=lambda file: file.times.median_ms if file.times else 0.0)[TIMES // 2]

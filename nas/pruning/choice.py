@@ -1,13 +1,14 @@
 """The network that is measured to be within the budget, on each target."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from compress.prune import BudgetTooSmall, Prunable, Pruned
 from nas.errors import BudgetError
 from nas.progress import say
 from nas.pruning.files import Files
 from nas.pruning.places import Budgets, Taken, exceeded, told
+from nas.pruning.saved import steadiness
 from search_spaces.arch import Arch
 from search_spaces.spaces.frames import Frame
 
@@ -28,11 +29,14 @@ class Held:
 def within(places: Sequence[Files], budgets: Budgets) -> Held:
     """The network that is measured to be within the budget of each target; where it is over one, that limit alone is lowered.
 
+    Budgets are of the median of the runs, and limits of the table's statistic.
+
     Raises:
         BudgetError: nothing that is left of the network holds the budgets.
     """
     job = places[0].job
-    limits, prunable = budgets, job.prunable()
+    prunable = job.prunable()
+    limits = tuple(budget * steadiness(place.dense_times) for budget, place in zip(budgets, places, strict=True))
     frame: Frame | None = None
     least = prunable.cheapest(budgets)
     cheapest = f"the cheapest network of these blocks is predicted to take {told(dict(enumerate(least)), places)}"
@@ -84,8 +88,8 @@ def _timed(place: Files, archs: Sequence[Arch]) -> Taken:
 def _filed(taken: Taken, place: Files, found: Pruned, cheapest_ms: float) -> Taken:
     """With the network's file on a target."""
     file = place.delivered(found.arch, found.weights)
-    told = {"cheapest_ms": cheapest_ms, **({} if file.ms is None else {"file_ms": file.ms})}
-    return replace(taken, file=file, told=told)
+    times = {} if file.times is None else {name: ms for name, ms in asdict(file.times).items() if ms is not None}
+    return replace(taken, file=file, told={"cheapest_ms": cheapest_ms, **times})
 
 
 def _lowered(limit: float, share: float, found: Pruned, places: Sequence[Files], number: int) -> float:

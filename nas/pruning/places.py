@@ -23,17 +23,17 @@ class Taken:
     file: Delivered | None = None  # None where it is still to be made
     told: Mapping[str, float] = field(
         default_factory=dict
-    )  # when it was chosen: `cheapest_ms`, and `file_ms` where files are timed
+    )  # when it was chosen: `cheapest_ms`, and where files are timed those of `FileTimes`
 
     @property
     def ms(self) -> float:
-        """That which counts."""
-        return self.after["measured_ms"]
+        """The median of its runs, by which budgets are held."""
+        return self.after["measured_median_ms"]
 
     @property
     def file_ms(self) -> float | None:
         """Of its file; None where none was timed."""
-        return None if self.file is None else self.file.ms
+        return None if self.file is None or self.file.times is None else self.file.times.median_ms
 
     @property
     def recorded(self) -> list[Times]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compress.prune import Pruned, Surrogate
 from compress.slicing import BlockSize
@@ -11,10 +11,16 @@ from nas.files import read_json, write_json
 from nas.runs import Run
 from search_spaces.spaces.frames import Frame
 
-__all__ = ["Times", "remembered", "saved"]
+__all__ = ["Times", "remembered", "saved", "steadiness"]
 
+Known = TypeVar("Known", float, dict[str, float])
 Times = dict[str, float]
-"""Milliseconds by name: of a network `measured_ms`, `measured_median_ms` and the others of `Job.measured`."""
+"""Milliseconds by name: of a network `measured_ms`, `measured_median_ms` and the others of `Job.measured`. Budgets are held by the median."""
+
+
+def steadiness(times: Times) -> float:
+    """The table's statistic over the median of a network's runs: by it a limit in the median's milliseconds becomes one in the table's."""
+    return times["measured_ms"] / times["measured_median_ms"]
 
 
 def saved(
@@ -52,9 +58,9 @@ def _described(found: Pruned) -> dict[str, Any]:
     }
 
 
-def remembered(path: Path, value: float | Callable[[], float]) -> float:
-    """The number in a file, which is written first: measured again it would differ, and with it what follows from it."""
+def remembered(path: Path, value: Known | Callable[[], Known]) -> Known:
+    """The number or times in a file, which is written first: measured again they would differ, and with them what follows from it."""
     if not path.exists():
         write_json(path, value() if callable(value) else value)
-    found: float = read_json(path)
+    found: Known = read_json(path)
     return found

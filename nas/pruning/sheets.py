@@ -10,7 +10,7 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
     "params": ("parameters", "{:,}"),
     "macs": ("MACs", "{:,}"),
     "measured_ms": ("measured ms", "{:.4g}"),
-    "measured_median_ms": ("median", "{:.4g}"),
+    "measured_median_ms": ("median, by which budgets hold", "{:.4g}"),
     "measured_mean_ms": ("mean", "{:.4g}"),
     "measured_p95_ms": ("p95", "{:.4g}"),
     "peak_mb": ("peak MB", "{:.1f}"),
@@ -79,17 +79,17 @@ def _change(before: float, after: float, name: str) -> str:
 
 
 def _targets(summary: dict[str, Any]) -> Sheet:
-    names = ("budget_ms", "predicted_ms", "measured_ms", "onnx_measured_ms")
+    names = ("budget_ms", "measured_median_ms", "onnx_measured_median_ms", "predicted_ms", "measured_ms")
     rows = [
         (
             f"{row['target']} ({row['statistic']} of the runs)",
-            f"{row['before']['measured_ms']:.4g}",
-            *("" if row[name] is None else f"{row[name]:.4g}" for name in names),
+            f"{row['before']['measured_median_ms']:.4g}",
+            *("" if row.get(name) is None else f"{row[name]:.4g}" for name in names),
             f"{row['speedup_measured']:.2f}",
         )
         for row in summary["targets"]
     ]
-    header = ("milliseconds", "before", "budget", "predicted", "measured", "of the file", "times as fast")
+    header = ("milliseconds", "before", "budget", "median", "of the file", "predicted", "measured", "times as fast")
     return Sheet("on each target", header, rows)
 
 

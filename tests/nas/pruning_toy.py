@@ -16,7 +16,7 @@ from compress.token_losses import Curve
 from nas.cost import macs
 from nas.data import DATASETS, Data
 from nas.export import Checked
-from nas.pruning.files import Delivered, Files
+from nas.pruning.files import Delivered, Files, FileTimes
 from nas.runs import save_weights
 from nas.target import Target
 from nas.train.loop import Recipe, fit
@@ -72,7 +72,7 @@ class Prices:
         return SimpleNamespace(ms=ms, median=ms, mean=ms, p90=ms, p95=ms)
 
 
-def delivered(files: Files, arch: Arch, weights: dict[str, Tensor], ms: float | None = None) -> Delivered:
+def delivered(files: Files, arch: Arch, weights: dict[str, Tensor], times: FileTimes | None = None) -> Delivered:
     """In place of exporting and timing, which tests/nas/test_pruning.py does."""
     return Delivered(files.out / "model.onnx", Checked(0.0, 1.0, 1), None, None)
 

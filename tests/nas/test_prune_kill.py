@@ -22,7 +22,7 @@ from tests.nas.pruning_toy import ARCH, PARTS, TARGET, priced
 from tests.nas.toy import toy
 
 STAGES = {  # what there is of a run once a stage has begun
-    "calibration": "dense-ms.json",
+    "calibration": "dense-times.json",
     "training": "calibrated/summary.json",
     "a training of which an epoch is kept": "trained/checkpoint.pt",
 }

@@ -14,7 +14,7 @@ from compress.prune import Pruned, prepare
 from nas.export import Checked
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
-from nas.pruning.files import Delivered, Files
+from nas.pruning.files import Delivered, Files, FileTimes
 from nas.pruning.heal import heal
 from nas.pruning.job import Job, job_of
 from nas.runs import Run, digest, load_weights
@@ -93,7 +93,7 @@ def test_thresholds_that_take_too_long_are_set_for_less(
         times = measured(job, archs)
         if len(archs) == 2 and archs[1] != archs[1].keeping(adaptive=False) and len(late) < 3:
             late.append(archs[1])
-            times[1]["measured_ms"] *= 1.05
+            times[1] = {name: 1.05 * ms for name, ms in times[1].items()}
         return times
 
     monkeypatch.setattr(Job, "measured", slower)
@@ -124,7 +124,8 @@ def behind(measured: Any) -> Any:
 
     def found(job: Job, archs: list[Arch]) -> list[dict[str, float]]:
         times = measured(job, archs)
-        return [{**own, "measured_ms": LATE} if adaptive(arch) else own for arch, own in zip(archs, times, strict=True)]
+        late = dict.fromkeys(("measured_ms", "measured_median_ms"), LATE)
+        return [{**own, **late} if adaptive(arch) else own for arch, own in zip(archs, times, strict=True)]
 
     return found
 
@@ -149,10 +150,13 @@ def test_thresholds_that_do_not_pay_are_switched_off(
     def harm(job: Job, before: Pruned, after: Pruned) -> bool:
         return how == "harmful" and adaptive(after.arch)
 
-    def exported(files: Files, arch: Arch, weights: dict[str, torch.Tensor], ms: float | None = None) -> Delivered:
+    def exported(
+        files: Files, arch: Arch, weights: dict[str, torch.Tensor], times: FileTimes | None = None
+    ) -> Delivered:
         path = files.out / "model.onnx"
         path.write_text(arch.id)
-        return Delivered(path, Checked(0.0, 1.0, 1), path, LATE if how == "file" and adaptive(arch) else 1e-3)
+        ms = LATE if how == "file" and adaptive(arch) else 1e-3
+        return Delivered(path, Checked(0.0, 1.0, 1), path, FileTimes(ms, ms))
 
     if how == "priced":
         monkeypatch.setattr(Prices, "timed", slow)

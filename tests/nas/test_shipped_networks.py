@@ -110,6 +110,9 @@ def test_pruning_knows_it_by_name(tmp_path: Path) -> None:
     assert "rows of what may be left of digits_vit" in line
 
 
+FILE = SimpleNamespace(ms=0.01, median=0.01)  # what one takes
+
+
 def unconnected(*given: object) -> None:
     raise AssertionError("nothing is fetched")
 
@@ -122,7 +125,7 @@ def test_the_command_prunes_it_without_a_connection(
     for name in ("socket.socket.connect", "socket.getaddrinfo"):
         monkeypatch.setattr(name, unconnected)
     monkeypatch.setattr("nas.tables.tables_dir", lambda: tmp_path / "tables")
-    monkeypatch.setattr("nas.pruning.files.retimed", lambda files, *how: [SimpleNamespace(ms=0.01) for _ in files])
+    monkeypatch.setattr("nas.pruning.files.retimed", lambda files, *how: [FILE for _ in files])
     out, command = tmp_path / "pruned", "nas prune digits_vit --data digits64 --target cpu-ort-fp32-b1-t1"
     flags = f"--parts heads,neurons --images 32 --speedup 1.2 --train-epochs 0 --out {out} --json"
     monkeypatch.setattr("sys.argv", [*command.split(), *flags.split()])
