@@ -71,9 +71,7 @@ def subjects(names: Iterable[str]) -> list[Subject]:
     for name in names:
         arch = zoo.arch(name).keeping(adaptive=False)
         if isinstance(arch, Cascade):
-            found.append(Subject(name, 1, arch.stages[0]))
-            ends = range(2, len(arch.stages) + 1)
-            found += [Subject(name, end, Cascade(arch.stages[:end])) for end in ends]
+            found += [Subject(name, number + 1, arch.until(number)) for number in range(len(arch.stages))]
         else:
             found.append(Subject(name, None, arch))
     return found
@@ -93,12 +91,13 @@ def narrowed(stage: Arch, whole: int = 0) -> Arch:
 
 
 def cascade_probes(cascade: Cascade) -> list[Arch]:
-    """The first stage's probes, and short of whole cascades those from which later stages are told: with narrow blocks, and with half of them whole."""
-    first, *later = cascade.stages
-    found, before = [*row_probes(first), narrowed(first)], [narrowed(first)]
-    for stage in later:
-        half = sum(isinstance(spec, MB3D) for spec in stage.blocks) // 2
-        found += [Cascade((*before, narrowed(stage, whole))) for whole in (0, half)]
+    """The first stage's probes, and short of whole cascades those from which stages are told where they run: with narrow blocks, and with half of them whole."""
+    found, before = [*row_probes(cascade.stages[0])], list[Arch]()
+    for number, stage in enumerate(cascade.stages):
+        told, half = cascade.asks(number), sum(isinstance(spec, MB3D) for spec in stage.blocks) // 2
+        for whole in (0, half):
+            stages = (*before, narrowed(stage, whole))
+            found.append(Cascade(stages, told) if before or told else stages[0])
         before.append(narrowed(stage))
     return found
 
