@@ -11,7 +11,7 @@ run, batch after batch of the same images, prepacked as `nas cascade bench` has 
 What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
 `--parts train` and `--parts times` do one of the two. Training computes in bfloat16 where autocast lets it (`ACCELERATE_MIXED_PRECISION`,
 which `--no-bf16` leaves as it is); weights, loss and what is read of the test split are in float32.
-`--width 64 --heads 1 --depth 6` is a study that takes hours in place of days.
+`--width 64 --heads 1 --depth 6 --stem 32` is a study that takes hours in place of days: patches without convolutions before them take far more images to begin to learn.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from nas.target import Target, fingerprint
 from nas.train.loop import Recipe
 from nas.train.retrain import fresh_network
 from search_spaces import Arch
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
+from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Stem
 from search_spaces.cascade import CascadeNetwork
 from search_spaces.errors import InputError
 
@@ -51,16 +51,18 @@ NONE = "none"
 SETTINGS = {NONE: (False, False), "features": (True, False), "relations": (False, True), "both": (True, True)}
 """Whether features and relations are reused."""
 
+STRIDE = 4  # of the stem's convolutions
 HITS = "test.npz"  # of a unit, once its test images are read
 Hits = NDArray[np.bool_]  # (images, exits): whether each exit's best class is the label
 
 
 def vit(patch: int, given: argparse.Namespace) -> Arch:
-    """A plain ViT in the form of DeiT (arXiv 2012.12877)."""
+    """A plain ViT in the form of DeiT (arXiv 2012.12877), its patches behind two convolutions where there is a stem."""
     width = given.width // given.heads
     block = MB3D(given.heads, width, width, 4, residual="plain", bias=False, eps=1e-6)
     blocks = [block] * given.depth
-    body = (Patch(given.width, patch), ClassToken(), Position(), *blocks)
+    embed = (Stem(given.stem), Patch(given.width, patch // STRIDE)) if given.stem else (Patch(given.width, patch),)
+    body = (*embed, ClassToken(), Position(), *blocks)
     return Arch(given.image_size, 3, (*body, Head(CLASSES, pool="token", eps=1e-6)))
 
 
@@ -163,6 +165,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument(
+        "--stem",
+        type=int,
+        default=0,
+        help="channels of two convolutions before the patches, as in contours_vit; 0: none",
+    )
     parser.add_argument("--image-size", type=int, default=56)
     parser.add_argument("--patches", type=int, nargs=2, default=[8, 4], help="pixels of each side, coarse and fine")
     parser.add_argument("--images", type=int, default=SIZES["train"], help="to train on")
@@ -187,7 +195,9 @@ def options() -> argparse.Namespace:
     return given
 
 
-DECIDING = "width heads depth image_size patches images epochs batch_size lr bf16 limit"  # what units must agree on
+DECIDING = (
+    "width heads depth stem image_size patches images epochs batch_size lr bf16 limit"  # what units must agree on
+)
 
 
 def shape_of(given: argparse.Namespace) -> dict[str, Any]:
