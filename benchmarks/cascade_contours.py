@@ -187,6 +187,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder of what is done; by default beside --out")
     parser.add_argument("--out", type=Path, default=Path("results/cascade_contours.json"))
     given = parser.parse_args()
+    if given.stem % 2 or any(patch % STRIDE for patch in given.patches if given.stem):
+        parser.error(f"--stem is an even number, and with it --patches are multiples of {STRIDE}")
     given.work = given.work or given.out.with_suffix("")
     try:
         Run.start(given.work, "cascade_contours", shape_of(given), resume=True)  # refuses the folder of another study

@@ -3,7 +3,7 @@
     python benchmarks/prune_accuracy.py contours_vit --data contours --out results/prune_accuracy.json
 
 For each share of the dense network's milliseconds, each way (`prune_ways.py`) gives the slowest of its networks that is measured within it;
-ours is pruned until it is. All of them and the dense network are timed in one interleaved run; what is over its budget gives way to the next
+ours is pruned until it is. All of them and the dense network are timed in one interleaved run, and compared by the table's statistic; what is over its budget gives way to the next
 smaller one, and all are timed again. Then each is trained as `nas prune --train-epochs` does: same images in the same order, same recipe, same teacher (the
 dense network, whose scores are computed once for all). Ours is trained for `--epochs`, and each other way, seed by seed, for the same seconds: some of its own
 steps, timed just before, tell how many steps that is. `random-tokens` keeps as many patches as `tokens` at the same places, but random ones. `ours untrained` is calibration alone.
@@ -132,6 +132,7 @@ def trained(
     run = Run.start(folder, "prune_accuracy", config, resume=True)
     with run.locked():
         if run.summary is None:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a killed training, whose seconds nobody knows
             began = time.perf_counter()
             objective = supervised(recipe, teacher, network.arch)
             fit(network, objective, data, recipe, folder / "checkpoint.pt", f"train {pick.name}")
@@ -166,7 +167,7 @@ def every(
             hits = right(given.work / "untrained" / f"{pick.name}.npz", network, source, given)
             yield replace(pick, way=UNTRAINED), {"hits": hits}
         recipe = healing.recipe(source.arch, pick.seed)
-        teacher.learn(source.job.data, recipe, recipe.steps(source.job.data))
+        teacher.learn(source.job.data, recipe, WARM + PROBED)
         found = trained(pick, recipe, teacher, source, given, seconds.get((pick.share, pick.seed)))
         if pick.way == OURS:
             seconds[pick.share, pick.seed] = found["seconds"]
@@ -227,6 +228,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/prune_accuracy"), help="folder of what is done")
     parser.add_argument("--out", type=Path, default=Path("results/prune_accuracy.json"))
     given = parser.parse_args()
+    if OURS not in given.ways:
+        parser.error(f"--ways needs {OURS}, for whose seconds all others are trained")
     library()
     source = Source(
         job_of(given.model, given.data, None, given.target, None, given.images, tuple(given.parts), 0, foreign=False)

@@ -24,9 +24,7 @@ from nas.cli.options import (
 __all__ = ["prune"]
 
 PARTS = "What may be made smaller, of heads,queries,values,neurons,blocks,tokens,fusing,merging,width,resolution; all unless told."
-BUDGET = (
-    "Milliseconds that it may take; with several targets given once for all, or once each, and it holds on every one."
-)
+BUDGET = "Milliseconds that it may take, by the median of the runs; with several targets given once for all, or once each, and it holds on every one."
 DROP = (
     "Share of search-validation that may be lost, such as 0.01; alone, the fastest network that loses no more is found."
 )

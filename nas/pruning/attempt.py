@@ -56,7 +56,12 @@ def healed_within(places: Sequence[Files], budgets: Budgets, healing: Healing) -
         made.append(within(places, room))
         return made[0].found, [times for one in made[0].taken for times in one.recorded]
 
-    config = {"dense": places[0].job.source, "budget_ms": budgets[0] if len(budgets) == 1 else [*budgets]}
+    most = budgets[0] if len(budgets) == 1 else [*budgets]
+    config = {
+        "dense": places[0].job.source,
+        "budget_ms": most,
+        "held_by": "median",
+    }  # older runs held another statistic
     found, times = saved(places[0].out / "calibrated", config, make)
     calibrated = Attempt(found, made[0].taken if made else Taken.read(times))
     return _trained_within(places, calibrated, budgets, healing) if healing.changes else calibrated
@@ -185,7 +190,7 @@ def _measured(job: Job, archs: Sequence[Arch], budget: float) -> list[Times]:
 
 def _remembered(taken: Taken) -> FileTimes | None:
     """What the file of a network took when it was chosen."""
-    ms, median_ms = (taken.told.get(name) for name in ("ms", "median_ms"))
+    ms, median_ms = (taken.told.get(name) for name in ("file_ms", "file_median_ms"))
     return None if ms is None or median_ms is None else FileTimes(ms, median_ms)
 
 

@@ -1,7 +1,7 @@
 """The network that is measured to be within the budget, on each target."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from compress.prune import BudgetTooSmall, Prunable, Pruned
 from nas.errors import BudgetError
@@ -36,9 +36,10 @@ def within(places: Sequence[Files], budgets: Budgets) -> Held:
     """
     job = places[0].job
     prunable = job.prunable()
-    limits = tuple(budget * steadiness(place.dense_times) for budget, place in zip(budgets, places, strict=True))
+    steady = [steadiness(place.dense_times) for place in places]
+    limits = tuple(budget * share for budget, share in zip(budgets, steady, strict=True))
     frame: Frame | None = None
-    least = prunable.cheapest(budgets)
+    least = tuple(ms / share for ms, share in zip(prunable.cheapest(limits), steady, strict=True))
     cheapest = f"the cheapest network of these blocks is predicted to take {told(dict(enumerate(least)), places)}"
     for _ in range(TRIES):
         try:
@@ -88,7 +89,7 @@ def _timed(place: Files, archs: Sequence[Arch]) -> Taken:
 def _filed(taken: Taken, place: Files, found: Pruned, cheapest_ms: float) -> Taken:
     """With the network's file on a target."""
     file = place.delivered(found.arch, found.weights)
-    times = {} if file.times is None else {name: ms for name, ms in asdict(file.times).items() if ms is not None}
+    times = {} if file.times is None else {"file_ms": file.times.ms, "file_median_ms": file.times.median_ms}
     return replace(taken, file=file, told={"cheapest_ms": cheapest_ms, **times})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.page import html_figure, html_table, write_page
-from nas.pruning.sheets import sheets
+from nas.pruning.sheets import BY_MEDIAN, sheets
 
 __all__ = ["KEPT", "write_pruned"]
 
@@ -49,7 +49,8 @@ def write_pruned(out: Path, summary: dict[str, Any]) -> Path:
 
 def _headline(summary: dict[str, Any]) -> str:
     before, after = summary["before"], summary["after"]
-    was, now = (side.get("measured_median_ms", side["measured_ms"]) for side in (before, after))  # older runs have one
+    counts = "measured_median_ms" if BY_MEDIAN in summary else "measured_ms"
+    was, now = before[counts], after[counts]
     on = f" on {summary['target']}" if len(summary.get("targets", ())) > 1 else ""
     within = "" if summary["budget_ms"] is None else f", within a budget of {summary['budget_ms']:.4g} ms"
     told = "" if after["acc"] is None else f" Test accuracy was {before['acc']:.2%} and is {after['acc']:.2%}."

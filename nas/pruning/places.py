@@ -23,7 +23,7 @@ class Taken:
     file: Delivered | None = None  # None where it is still to be made
     told: Mapping[str, float] = field(
         default_factory=dict
-    )  # when it was chosen: `cheapest_ms`, and where files are timed those of `FileTimes`
+    )  # when it was chosen: `cheapest_ms`, and where files are timed `file_ms` and `file_median_ms`
 
     @property
     def ms(self) -> float:

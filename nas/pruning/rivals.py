@@ -70,7 +70,7 @@ def rival_rows(
         job: what was pruned.
         model: what the user called it.
         found: what is left of it.
-        budget: in ms.
+        budget: in ms of the table's statistic.
         files: where the dense network's file is.
         heal: trains rivals as long as the result was; None where nothing is trained.
 

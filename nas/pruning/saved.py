@@ -13,7 +13,7 @@ from search_spaces.spaces.frames import Frame
 
 __all__ = ["Times", "remembered", "saved", "steadiness"]
 
-Known = TypeVar("Known", float, dict[str, float])
+Figures = TypeVar("Figures", float, dict[str, float])
 Times = dict[str, float]
 """Milliseconds by name: of a network `measured_ms`, `measured_median_ms` and the others of `Job.measured`. Budgets are held by the median."""
 
@@ -58,9 +58,9 @@ def _described(found: Pruned) -> dict[str, Any]:
     }
 
 
-def remembered(path: Path, value: Known | Callable[[], Known]) -> Known:
+def remembered(path: Path, value: Figures | Callable[[], Figures]) -> Figures:
     """The number or times in a file, which is written first: measured again they would differ, and with them what follows from it."""
     if not path.exists():
         write_json(path, value() if callable(value) else value)
-    found: Known = read_json(path)
+    found: Figures = read_json(path)
     return found

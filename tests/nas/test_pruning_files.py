@@ -112,6 +112,11 @@ def test_tables_and_report_say_what_the_summary_does(
     )
     older = [{name: row[name] for name in row if name not in ("params", "macs", "ms")} for row in found["blocks"]]
     assert sheets({**found, "blocks": older})[1].rows[0] == (*blocks.rows[0][:2], *blocks.rows[0][5:])
+    held_by_another = {name: value for name, value in found.items() if name != "onnx_measured_median_ms"}
+    assert [sheets(one)[0].rows[3][0] for one in (found, held_by_another)] == [
+        "median, by which budgets hold",
+        "median",
+    ]
     by_images = sheets({**found, "onnx_measured_ms": 1.25, "onnx_measured_p95_ms": 1.5})[0].rows[-2:]
     assert [row[2] for row in by_images] == ["1.25", "1.5"] and "p95 of its file over images" in by_images[1][0]
     print_sheets(found)

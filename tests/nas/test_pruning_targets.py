@@ -1,6 +1,7 @@
 """`nas prune` for several targets at once: what is left holds the budget of each, predicted and measured, as its file does."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from nas.target import Target
 from search_spaces import Arch, InputError
 from search_spaces.blocks import MB3D, BlockSpec
 from search_spaces.states import State
-from tests.nas.pruning_toy import ARCH, FIXED, IMAGES, PARTS, TARGET, Prices, priced
+from tests.nas.pruning_toy import ARCH, FIXED, IMAGES, PARTS, TARGET, Prices, priced, scattered
 from tests.nas.toy import toy
 
 SERVER, PHONE = Prices(), Target("cpu", "ort", "fp32", 2, 2)
@@ -104,6 +105,26 @@ def test_a_speed_up_is_of_each_targets_own_time(vit: Path, tmp_path: Path) -> No
     found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.5, **HOW)
     assert [one["budget_ms"] for one in found["targets"]] == pytest.approx([DENSE / 1.5, HEADS / 1.5])
     assert all(one["speedup_measured"] >= 1.5 for one in found["targets"])
+
+
+def test_every_targets_first_limit_is_by_how_its_own_runs_spread(
+    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Medians 1.2 and 2 times the statistic by which tables predict: no budget is exceeded, and neither is missed by far."""
+    spread = {Prices: 1.2, ByHeads: 2.0}
+    with ExitStack() as stack:
+        for kind, ratio in spread.items():
+            stack.enter_context(patch.object(kind, "timed", scattered(kind.timed, ratio)))
+        found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.5, **HOW)
+    server, phone = found["targets"]
+    assert [one["budget_ms"] for one in (server, phone)] == pytest.approx([1.2 * DENSE / 1.5, 2 * HEADS / 1.5])
+    for one, ratio in ((server, 1.2), (phone, 2.0)):
+        assert (
+            one["measured_median_ms"] == pytest.approx(ratio * one["predicted_ms"]) and one["speedup_measured"] >= 1.5
+        )
+        assert one["measured_median_ms"] <= one["budget_ms"]
+    assert "over the budget" not in capsys.readouterr().err
+    assert max(one["measured_median_ms"] / one["budget_ms"] for one in (server, phone)) > 0.9
 
 
 def test_one_budget_is_of_all_targets(vit: Path, tmp_path: Path) -> None:

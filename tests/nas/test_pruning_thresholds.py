@@ -14,8 +14,9 @@ from compress.prune import Pruned, prepare
 from nas.export import Checked
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
+from nas.pruning.choice import SPARE
 from nas.pruning.files import Delivered, Files, FileTimes
-from nas.pruning.heal import heal
+from nas.pruning.heal import heal, with_thresholds
 from nas.pruning.job import Job, job_of
 from nas.runs import Run, digest, load_weights
 from nas.target import Target
@@ -28,6 +29,7 @@ from tests.nas.pruning_toy import (
     THRESHOLDS,
     Prices,
     priced,
+    scattered,
 )
 
 HEALING = Healing(epochs=2, batch_size=32)
@@ -110,6 +112,22 @@ def test_thresholds_that_take_too_long_are_set_for_less(
     assert (digest(own) == digest(calibrated)) is (epochs == 0), (
         "without training weights stay as calibration left them"
     )
+
+
+def test_thresholds_are_set_for_how_the_runs_spread(vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of the median, which is 1.2 times the statistic in which they are priced."""
+    limits: list[float] = []
+
+    def noted(job: Job, found: Pruned, out: Path, healing: Healing, limit: float) -> Any:
+        limits.append(limit)
+        return with_thresholds(job, found, out, healing, limit)
+
+    monkeypatch.setattr("nas.pruning.attempt.harmed", lambda job, before, after: False)
+    monkeypatch.setattr("nas.pruning.attempt.with_thresholds", noted)
+    monkeypatch.setattr(Prices, "timed", scattered(Prices.timed, 1.2))
+    found = prune_network(str(vit), "toy", tmp_path / "run", speedup=1.6, healing=Healing(adaptive=True), **TOKENS)
+    assert limits[0] == pytest.approx(SPARE * found["budget_ms"] / 1.2)
+    assert found["after"]["measured_median_ms"] <= found["budget_ms"]
 
 
 LATE = 1.01 * Prices().predict(ARCH).ms / 1.6  # milliseconds, just over a budget of a speed-up of 1.6

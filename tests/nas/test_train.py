@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from nas.cli.main import app
-from nas.data import DATASETS
+from nas.data import DATASETS, Data
 from nas.evaluate import accuracy, calibration_batches, correct
 from nas.runs import Run, load_weights
 from nas.train.loop import Recipe, fit
@@ -45,6 +45,29 @@ def test_so_many_images_are_drawn_as_are_asked_for() -> None:
     assert torch.equal(few[1][0], more[1][0][:44]) and torch.equal(few[1][1], more[1][1][:44])
     assert [len(images) for images, _ in calibration_batches(data, 0, 40)] == [40]
     assert sum(len(images) for images, _ in calibration_batches(toy(300), 0, 4096)) == 256, "whole batches alone"
+
+
+class Short(Recipe):
+    """Two batches of the last epoch."""
+
+    def batches(self, data: Data, epoch: int) -> list[tuple[int, int]]:
+        return super().batches(data, epoch)[: 2 if epoch == self.epochs - 1 else None]
+
+
+def test_a_recipe_may_end_an_epoch_early(tmp_path: Path) -> None:
+    data, recipe, seen = toy(160), Short(epochs=2, batch_size=32), list[tuple[int, Tensor]]()
+    assert recipe.steps(data) == 5 + 2
+
+    def noted(model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        seen.append((step, images))
+        yield model(images).mean()
+
+    for number, one in enumerate((recipe, Recipe(epochs=2, batch_size=32))):
+        fit(
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), noted, data, one, tmp_path / f"{number}.pt", "short"
+        )
+    assert [step for step, _ in seen] == [*range(7), *range(10)]
+    assert all(torch.equal(own, whole) for (_, own), (_, whole) in zip(seen[:7], seen[7:14], strict=True))
 
 
 def test_the_supernet_learns_and_so_do_its_extremes(tmp_path: Path) -> None:
