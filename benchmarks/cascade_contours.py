@@ -11,7 +11,7 @@ run, batch after batch of the same images, prepacked as `nas cascade bench` has 
 What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
 `--parts train` and `--parts times` do one of the two. Training computes in bfloat16 where autocast lets it (`ACCELERATE_MIXED_PRECISION`,
 which `--no-bf16` leaves as it is); weights, loss and what is read of the test split are in float32.
-`--width 64 --heads 1 --depth 6 --stem 32` is a study that takes hours in place of days: patches without convolutions before them take far more images to begin to learn.
+`--width 64 --heads 1 --depth 6` is a study that takes hours in place of days; `--stem 32` puts convolutions before the patches, as `contours_vit` has them.
 """
 
 import argparse
