@@ -57,11 +57,8 @@ def healed_within(places: Sequence[Files], budgets: Budgets, healing: Healing) -
         return made[0].found, [times for one in made[0].taken for times in one.recorded]
 
     most = budgets[0] if len(budgets) == 1 else [*budgets]
-    config = {
-        "dense": places[0].job.source,
-        "budget_ms": most,
-        "held_by": "median",
-    }  # older runs held another statistic
+    # Older runs held another statistic, and are not gone on with.
+    config = {"dense": places[0].job.source, "budget_ms": most, "held_by": "median"}
     found, times = saved(places[0].out / "calibrated", config, make)
     calibrated = Attempt(found, made[0].taken if made else Taken.read(times))
     return _trained_within(places, calibrated, budgets, healing) if healing.changes else calibrated

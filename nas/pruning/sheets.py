@@ -18,9 +18,8 @@ FIGURES = {  # by their names in `before` and `after`: what they are called, and
     "agreement": ("best class as the dense network's", "{:.2%}"),
     "distance": ("distance of features", "{:.3g}"),
 }
-BY_MEDIAN = (
-    "onnx_measured_median_ms"  # in the summary where budgets are held by the median; by the statistic in older runs
-)
+BY_MEDIAN = "onnx_measured_median_ms"
+"""In a summary where budgets are held by the median; older runs held them by the table's statistic."""
 RIVAL = ("params", "macs", "measured_ms")  # of these, what is said of a rival, and one of the next
 SHARES = ("acc", "agreement")
 BLOCK = {  # of a block, before and after; older runs do not say them

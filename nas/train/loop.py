@@ -222,9 +222,8 @@ def _batches(data: Data, recipe: Recipe, epoch: int, first: int, accelerator: An
     if count > 1:
         loader = prepare_data_loader(loader, num_processes=count, process_index=own, split_batches=True)
     mix = mixer(recipe.mixup, recipe.cutmix, max(data.classes, 1)) if recipe.mixup or recipe.cutmix else None
-    shorter = (
-        not recipe.sides and len(plan) < data.size("train") // recipe.batch_size
-    )  # a recipe may end an epoch early
+    # A recipe may end an epoch early.
+    shorter = not recipe.sides and len(plan) < data.size("train") // recipe.batch_size
     planned = islice(loader, len(plan)) if shorter else loader
     for step, ((side, _), (images, labels)) in enumerate(zip(plan, planned, strict=True), first):
         images, labels = resized(images.to(accelerator.device), side), labels.to(accelerator.device)

@@ -31,6 +31,7 @@ ARCH = Arch(32, 3, (Patch(32, 8), ClassToken(), Position(), *[BLOCK] * 3, Head(4
 ENCODER = replace(ARCH, blocks=(*ARCH.blocks[:-1], Head(0, pool="token")))
 TARGET = Target("cpu", "ort", "fp32", 1, 1)
 PARTS = ("heads", "queries", "neurons", "blocks")  # few frames: which are chosen is told in tests/compress
+HOW: dict[str, Any] = {"target": TARGET.name, "images": 64, "parts": PARTS}
 IMAGES = 512  # of each split
 FIXED, THRESHOLDS = 0.05, 0.02  # ms of any network, and of one with thresholds
 

@@ -27,6 +27,7 @@ from search_spaces.blocks import MB3D
 from tests.nas.pruning_toy import (
     ARCH,
     ENCODER,
+    HOW,
     IMAGES,
     PARTS,
     Prices,
@@ -36,7 +37,6 @@ from tests.nas.pruning_toy import (
 from tests.nas.toy import toy
 
 HEALING = Healing(epochs=2, batch_size=32)
-HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """By which times `nas prune` holds a budget: those of the network, of its file, of a training's end, and after a kill."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,8 @@ from nas.pruning import Healing, prune_network
 from nas.pruning.files import Delivered, Files, FileTimes
 from nas.pruning.job import Job, job_of
 from nas.pruning.sheets import sheets
-from search_spaces import Arch
-from tests.nas.pruning_toy import ARCH, FIXED, PARTS, TARGET, Prices, priced
-
-HOW: dict[str, Any] = {"target": TARGET.name, "images": 64, "parts": PARTS}
+from search_spaces import Arch, InputError
+from tests.nas.pruning_toy import ARCH, FIXED, HOW, PARTS, TARGET, Prices, priced
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +81,18 @@ def test_what_a_file_took_is_not_timed_again_after_a_kill(vit: Path, tmp_path: P
         found = prune_network(str(vit), "toy", tmp_path / "run", resume=True, **how)
     assert found["onnx_measured_median_ms"] == 0.98 * BUDGET
     assert found["onnx_measured_ms"] == pytest.approx(MIN * 0.98 * BUDGET)
+
+
+def test_a_run_that_held_another_statistic_is_not_gone_on_with(vit: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"budget_ms": BUDGET, **HOW}
+    with patch("nas.pruning.outcome", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        prune_network(str(vit), "toy", tmp_path / "run", **how)
+    path = tmp_path / "run" / "calibrated" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("held_by") == "median"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="holds a run with held_by"):
+        prune_network(str(vit), "toy", tmp_path / "run", resume=True, **how)
 
 
 @pytest.mark.parametrize("file", [1.0, 1.01], ids=["measured", "the file"])

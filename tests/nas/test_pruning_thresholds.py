@@ -25,6 +25,7 @@ from search_spaces.blocks import TokenPrune
 from tests.nas.pruning_toy import (
     ARCH,
     FIXED,
+    HOW,
     PARTS,
     THRESHOLDS,
     Prices,
@@ -33,7 +34,6 @@ from tests.nas.pruning_toy import (
 )
 
 HEALING = Healing(epochs=2, batch_size=32)
-HOW: dict[str, Any] = {"target": Prices().target.name, "images": 64, "parts": PARTS}
 
 
 @pytest.fixture(autouse=True)
