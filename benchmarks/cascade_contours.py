@@ -82,7 +82,7 @@ def data_of(given: argparse.Namespace) -> ContoursData:
 
 
 def recipe_of(seed: int, given: argparse.Namespace) -> Recipe:
-    return Recipe(epochs=given.epochs, batch_size=given.batch_size, lr=given.lr, seed=seed)
+    return Recipe(epochs=given.epochs, batch_size=given.batch_size, lr=given.lr, seed=seed, opt=given.opt)
 
 
 def trained(setting: str, seed: int, data: Data, given: argparse.Namespace) -> None:
@@ -177,6 +177,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--opt", default="adamw", help="optimizer, by timm's name")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train with bfloat16")
     parser.add_argument("--limit", type=int, help="test images; all without it")
     parser.add_argument("--parts", nargs="+", choices=["train", "times"], default=["train", "times"])
@@ -198,7 +199,7 @@ def options() -> argparse.Namespace:
 
 
 DECIDING = (
-    "width heads depth stem image_size patches images epochs batch_size lr bf16 limit"  # what units must agree on
+    "width heads depth stem image_size patches images epochs batch_size lr opt bf16 limit"  # what units must agree on
 )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Limit",
     "Mixup",
     "NetworkName",
+    "Optimizer",
     "Out",
     "Resume",
     "Seed",
@@ -84,7 +85,8 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many 
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per step.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
-WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Of AdamW; 0 is none.")]
+Optimizer = Annotated[str, typer.Option("--opt", help="timm's name of the optimizer, such as adamw, muon, lamb.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", help="0 is none.")]
 Ema = Annotated[float, typer.Option("--ema", help=EMA)]
 Mixup = Annotated[float, typer.Option("--mixup", help="Alpha of mixup, such as 0.8; 0 is none.")]
 CutMix = Annotated[float, typer.Option("--cutmix", help="Alpha of CutMix, such as 1; 0 is none.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BatchSize, DataName, Epochs, Json, LearningRate, Out, Resume, Seed, show
+from nas.cli.options import BatchSize, DataName, Epochs, Json, LearningRate, Optimizer, Out, Resume, Seed, show
 
 __all__ = ["train"]
 
@@ -24,6 +24,7 @@ def train(
         ),
     ] = 0,
     lr: LearningRate = 2e-3,
+    opt: Optimizer = "adamw",
     out: Out = Path("results/supernet"),
     seed: Seed = 0,
     resume: Resume = False,
@@ -35,6 +36,6 @@ def train(
     from nas.train.supernet import space_named, train_supernet
 
     images = datasets.load(data, image_size=space_named(space, 1).largest.image_size)
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, opt=opt)
     networks = space_named(space, images.classes)
     show(train_supernet(networks, images, recipe, out, largest_epochs=largest_epochs, resume=resume), json)

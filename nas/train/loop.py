@@ -1,8 +1,9 @@
-"""The training loop that the supernet and the winners share: AdamW, cosine schedule, a checkpoint after every epoch."""
+"""The training loop that the supernet and the winners share: timm's optimizers, cosine schedule, a checkpoint after every epoch."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from search_spaces.resize import resized
 
 __all__ = ["Objective", "Recipe", "check_shared", "fit"]
 
+ADAMW = "adamw"
 SMALLEST_SIDE = 32  # pixels: networks shrink their images up to 32-fold
 
 Objective = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]
@@ -51,6 +53,7 @@ class Recipe:
     cutmix: float = 0.0  # alpha of pasting boxes of other images; 0: off. With both on, a batch gets either
     sides: tuple[int, ...] = ()  # of the images, one is drawn for each batch; empty: the size of the data
     mixed_depth: bool = False  # each step trains the network with a number of loops drawn from 1 to its own
+    opt: str = ADAMW  # timm's name of the optimizer
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -68,6 +71,12 @@ class Recipe:
         if any(not SMALLEST_SIDE <= side <= LARGEST for side in self.sides) or len({*self.sides}) < len(self.sides):
             wanted = f"different whole numbers from {SMALLEST_SIDE} to {LARGEST}"
             raise InputError(f"sides of images must be {wanted}, got {','.join(map(str, self.sides))}")
+        if self.opt != ADAMW:  # which needs no timm
+            _check_optimizer(self.opt)
+
+    def described(self) -> dict[str, Any]:
+        """The settings as runs keep them; the usual optimizer is left out, so that runs from before there were others go on."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("opt", ADAMW)}
 
     def draw_seed(self, epoch: int) -> int:
         """What the order, the augmentation and the sides of an epoch are drawn from."""
@@ -87,6 +96,20 @@ class Recipe:
     def steps(self, data: Data) -> int:
         """Optimiser steps on a data set."""
         return sum(len(self.batches(data, epoch)) for epoch in range(self.epochs))
+
+
+def _check_optimizer(name: str) -> None:
+    """Refuse what timm does not know, and those of other packages and of second derivatives."""
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    known = [
+        one
+        for one in list_optimizers(exclude_filters=["fused*", "bnb*"])  # of apex and bitsandbytes
+        if not get_optimizer_info(one).second_order
+    ]
+    if name not in known:
+        close = ", ".join(get_close_matches(name, known, cutoff=0.0))
+        raise InputError(f"no optimizer {name!r} to train with; timm has {len(known)}, among them {close}")
 
 
 def _check_norms(model: nn.Module, images: int) -> None:
@@ -129,7 +152,8 @@ def fit(
     _check_norms(model, recipe.least_images(data) // accelerator.num_processes)
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
-    optimizer = create_optimizer_v2(groups, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    fused = {"fused": True} if recipe.opt == ADAMW else {}
+    optimizer = create_optimizer_v2(groups, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
     schedule = _schedule(optimizer, recipe, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)

@@ -145,7 +145,7 @@ def asked(
     return {
         "arch": arch.id,
         "data": data.name,
-        "recipe": vars(recipe),
+        "recipe": recipe.described(),
         "start": None if start is None else digest(start),
         "teacher": None if teacher is None else teacher.described(),
     }

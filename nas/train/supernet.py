@@ -94,7 +94,7 @@ def train_supernet(
             f"space {space.name} takes {space.largest.image_size}-pixel images of {space.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
         )
-    config = {"space": space.name, "classes": space.classes, "data": data.name, "recipe": vars(recipe)}
+    config = {"space": space.name, "classes": space.classes, "data": data.name, "recipe": recipe.described()}
     if largest_epochs:
         config["largest_epochs"] = largest_epochs
     run = Run.start(out, "train", config, resume=resume)
