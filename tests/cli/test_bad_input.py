@@ -12,6 +12,7 @@ from PIL import Image
 from latency_tables import SHIPPED
 from nas.runs import Run
 from search_spaces import SPACES
+from tests.cli.running import here, started
 from tests.search_spaces.test_arch import SMALL
 
 TABLE = next(SHIPPED.glob("hybrid_digits--cpu-ort-fp32-b1-t1--*.csv"))
@@ -19,13 +20,15 @@ LIMIT = 200_000  # bytes that a file may have when the disk is "full"
 
 
 def nas(*words: object, full_disk: bool = False) -> subprocess.CompletedProcess[str]:
+    """A command that has run here, or in a process that may write `LIMIT` bytes to a file."""
+    if not full_disk:
+        return here(*words)
+
     def shrink() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
     command = [sys.executable, "-c", "from nas.cli import main; main()", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=100, preexec_fn=shrink if full_disk else None
-    )
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, preexec_fn=shrink)
 
 
 def refused(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -193,7 +196,7 @@ def test_missing_option_is_the_parsers_own_box() -> None:
 
 
 def test_json_is_one_object_and_nothing_else() -> None:
-    found = nas("describe", "efficientformer_l1", "--json")
+    found = started("describe", "efficientformer_l1")
     assert found.returncode == 0, found.stderr
     value = json.loads(found.stdout)
     assert value["params"] == 12289928

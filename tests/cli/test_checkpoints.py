@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from search_spaces import zoo
-from tests.cli.test_commands import nas
+from tests.cli.running import nas
 from tests.nas.toy import toy
 
 TINY = "deit_tiny_patch16_224"

@@ -1,50 +1,21 @@
 """The README's commands, one after the other, on a space and data that take seconds; fields and exit codes of the contract."""
 
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nas.runs import read_arch
+from tests.cli.running import nas, started
 from tests.nas.toy import toy_space, toy_vit
 
-SCRIPT = """
-    import sys
-    import torch
-    from nas.data import DATASETS
-    from search_spaces import SPACES
-    from tests.nas.toy import toy, toy_space, toy_vit
-    torch.set_num_threads(1)
-    SPACES["hybrid_toy"], SPACES["vit_toy"] = toy_space, toy_vit
-    DATASETS["toy"] = lambda path, image_size, seed: toy(512)
-    from nas.cli import main
-    sys.argv[0] = "nas"
-    main()
-"""
 TARGET = "cpu-ort-fp32-b1-t1"
-
-
-def started(*words: object) -> subprocess.CompletedProcess[str]:
-    """A command that has run, with `--json`."""
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
-
-
-def nas(*words: object, code: int = 0) -> Any:
-    """The JSON that a command prints, or the last line of stderr where it is to fail."""
-    found = started(*words)
-    assert found.returncode == code, found.stderr
-    return json.loads(found.stdout) if code == 0 else found.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
-    found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4)
+    found = nas("measure", "--space", "hybrid_toy", "--classes", 4, "--rounds", 4, run=started)
     assert found["rows"] > 10 and found["seconds"] > 0 and "noise_floor" in found["quality"]
     table = Path(found["table"])
     before = table.read_text()

@@ -1,11 +1,7 @@
 """The commands on a folder of images at 224 pixels, and `nas retrain` with ImageNet's recipe in small."""
 
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +12,7 @@ from safetensors.torch import save_file
 from search_spaces import SPACES
 from search_spaces.blocks import MB3D
 from search_spaces.spaces.hybrid import Hybrid, Stage
-
-SCRIPT = """
-    import sys
-    import torch
-    from search_spaces import SPACES
-    from tests.cli.test_image_folder import tiny_space
-    torch.set_num_threads(1)
-    SPACES["tiny224"] = tiny_space
-    from nas.cli import main
-    sys.argv[0] = "nas"
-    main()
-"""
+from tests.cli.running import nas
 
 
 def tiny_space(classes: int = 2) -> Hybrid:
@@ -36,12 +21,9 @@ def tiny_space(classes: int = 2) -> Hybrid:
     return Hybrid("tiny224", 224, stages, (0, 1), (1,), 0.5, classes)
 
 
-def nas(*words: object) -> Any:
-    """The JSON that a command prints."""
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+@pytest.fixture(autouse=True)
+def tiny_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPACES, "tiny224", tiny_space)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from search_spaces import zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
-from tests.cli.test_commands import nas, started
+from tests.cli.running import nas, started
 from tests.nas.pruning_toy import Prices, priced
 from tests.nas.test_measure import TARGET
 

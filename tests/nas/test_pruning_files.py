@@ -28,7 +28,7 @@ from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
 from search_spaces.spaces.frames import Frame, whole_frame
-from tests.cli.test_commands import nas
+from tests.cli.running import nas
 from tests.nas.test_measure import TARGET
 from tests.nas.test_pruning_rivals import NAMES, job_on
 from tests.search_spaces.test_token_prune import network, vit

@@ -21,7 +21,7 @@ from nas.train.teachers import teacher_named
 from search_spaces import zoo
 from search_spaces.errors import InputError
 from search_spaces.spaces.remains import Remains
-from tests.cli.test_commands import nas
+from tests.cli.running import nas
 from tests.nas.made_up import taking
 
 ROOT = Path(__file__).parents[2]

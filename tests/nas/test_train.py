@@ -154,6 +154,7 @@ def test_remembered_scores_are_the_teachers_own(tmp_path: Path) -> None:
 
 SCRIPT = """
     import sys
+    from dataclasses import replace
     from pathlib import Path
     import torch
     from nas.train.supernet import train_supernet
@@ -163,6 +164,7 @@ SCRIPT = """
     torch.set_num_threads(1)
     recipe = Recipe(epochs=4, batch_size=32, lr=5e-3, ema=float(sys.argv[1]))
     if recipe.ema:
+        recipe = replace(recipe, opt="muon")
         retrain(toy_space().largest, toy(), recipe, Path(sys.argv[2]), resume=True)
     else:
         train_supernet(toy_space(), toy(), recipe, Path(sys.argv[2]), largest_epochs=int(sys.argv[3]), resume=True)
@@ -283,10 +285,11 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--cutmix", 1.0, "recipe", "cutmix"),
         ("--teacher-weight", 0.9, "teacher", "weight"),
         ("--temperature", 5.0, "teacher", "temperature"),
+        ("--opt", "muon", "recipe", "opt"),
     ],
 )
 def test_each_flag_changes_its_part_of_the_training(
-    flag: str, value: float, part: str, name: str, taught: Path, tmp_path: Path
+    flag: str, value: float | str, part: str, name: str, taught: Path, tmp_path: Path
 ) -> None:
     usual = Run.open(taught / "usual")
     config, weights = retrained(tmp_path, "out", "--teacher", str(taught / "teacher"), flag, str(value))
@@ -308,7 +311,7 @@ def test_sides_are_kept_in_the_run_and_it_can_be_resumed(taught: Path, tmp_path:
 
 
 def test_without_flags_the_training_is_that_of_the_defaults(taught: Path, tmp_path: Path) -> None:
-    defaults = ("--ema", "0", "--label-smoothing", "0.1", "--weight-decay", "0.05")
+    defaults = ("--ema", "0", "--label-smoothing", "0.1", "--weight-decay", "0.05", "--opt", "adamw")
     guide = ("--teacher", str(taught / "teacher"), "--teacher-weight", "0.5", "--temperature", "2")
     config, weights = retrained(tmp_path, "out", *guide, *defaults)
     assert config == Run.open(taught / "usual").config
@@ -327,6 +330,7 @@ def test_without_flags_the_training_is_that_of_the_defaults(taught: Path, tmp_pa
         ("--sides", ("16,32", "32,32"), "sides of images must be different whole numbers from 32"),
         ("--teacher-weight", (-0.1, 1.1, "nan"), "share of the loss must be from 0 to 1"),
         ("--temperature", (0, "inf", "nan"), "temperature of the distillation must be positive"),
+        ("--opt", ("adamx", "fusedadam", "bnbadamw", "adahessian", ""), "no optimizer .* to train with; timm has"),
     ],
 )
 def test_each_flag_refuses_what_means_nothing(
