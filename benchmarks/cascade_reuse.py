@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = compare(given)
-    machine = fingerprint(Target("cpu", "ort", "fp32", 1, given.threads))  # torch runs here
+    machine = fingerprint(Target("cpu", "eager", "fp32", 1, given.threads))
     command = (
         f"python benchmarks/cascade_reuse.py --batches {' '.join(map(str, given.batches))} --rounds {given.rounds}"
     )

@@ -99,12 +99,12 @@ class Recipe:
 
 
 def _check_optimizer(name: str) -> None:
-    """Refuse what timm does not know, and those of other packages and of second derivatives."""
+    """Refuse what timm does not know, those of other packages and of second derivatives, and what draws from no seed of ours."""
     from timm.optim import get_optimizer_info, list_optimizers
 
     known = [
         one
-        for one in list_optimizers(exclude_filters=["fused*", "bnb*"])  # of apex and bitsandbytes
+        for one in list_optimizers(exclude_filters=["fused*", "bnb*", "kron*"])  # of apex and bitsandbytes; kron draws
         if not get_optimizer_info(one).second_order
     ]
     if name not in known:

@@ -35,21 +35,21 @@ SCRIPT = """
 
 
 def started(*words: object) -> subprocess.CompletedProcess[str]:
-    """A command that has run in a process of its own, with `--json`."""
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words), "--json"]
+    """A command that has run in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
 
 
 def here(*words: object) -> subprocess.CompletedProcess[str]:
-    """As `started`, in this process."""
-    command, out, err = ["nas", *map(str, words), "--json"], StringIO(), StringIO()
+    """A command that has run in this process."""
+    command, out, err = ["nas", *map(str, words)], StringIO(), StringIO()
     spaces, sets = {"hybrid_toy": toy_space, "vit_toy": toy_vit}, {"toy": lambda path, image_size, seed: toy(512)}
     with (
         redirect_stdout(out),
         redirect_stderr(err),
         patch.dict(SPACES, spaces),
         patch.dict(DATASETS, sets),
-        patch("nas.cli.main.signal.signal"),
+        patch("nas.cli.main.signal"),  # tests are interrupted as ever
         patch("sys.argv", command),
         pytest.raises(SystemExit) as ended,
     ):
@@ -59,6 +59,6 @@ def here(*words: object) -> subprocess.CompletedProcess[str]:
 
 def nas(*words: object, code: int = 0, run: Callable[..., subprocess.CompletedProcess[str]] = here) -> Any:
     """The JSON that a command prints, or the last line of stderr where it is to fail."""
-    found = run(*words)
+    found = run(*words, "--json")
     assert found.returncode == code, found.stderr
     return json.loads(found.stdout) if code == 0 else found.stderr.strip().splitlines()[-1]

@@ -196,7 +196,7 @@ def test_missing_option_is_the_parsers_own_box() -> None:
 
 
 def test_json_is_one_object_and_nothing_else() -> None:
-    found = started("describe", "efficientformer_l1")
+    found = started("describe", "efficientformer_l1", "--json")
     assert found.returncode == 0, found.stderr
     value = json.loads(found.stdout)
     assert value["params"] == 12289928

@@ -26,9 +26,10 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     adapted = nas(*measure, *other)
     assert adapted["rows"] == found["rows"] and adapted["table"].startswith(str(tmp_path / "adapted"))
     assert adapted["quality"]["why"].startswith(f"adapted from {table.stem} by 8 networks")
-    flags = ("--largest-epochs", 1, "--epochs", 4, "--batch-size", 32)
+    flags = ("--largest-epochs", 1, "--epochs", 4, "--batch-size", 32, "--opt", "nadamw")
     trained = nas("train", "--space", "hybrid_toy", "--data", "toy", *flags, "--out", tmp_path / "s")
     assert json.loads((tmp_path / "s" / "largest" / "config.json").read_text())["recipe"]["epochs"] == 1
+    assert json.loads((tmp_path / "s" / "config.json").read_text())["recipe"]["opt"] == "nadamw"
     assert trained["largest_acc"] > 0.5 and trained["smallest_acc"] > 0.2
 
     largest = tmp_path / "largest.json"
@@ -39,7 +40,7 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     least = nas(*search, "--budget-ms", most / 1000, "--out", tmp_path / "none", code=3)
     assert "the cheapest network takes 0.0" in least and not (tmp_path / "none").exists()
     budgets = f"{1.5 * most},{2 * most}"  # far above: tests run beside each other, and times with them
-    results = nas(*search, "--budget-ms", budgets, "--out", tmp_path / "found")
+    results = nas(*search, "--budget-ms", budgets, "--out", tmp_path / "found", run=started)
     assert results["evaluations"] == 12 and results["seconds"] > 0
     for result in results["results"]:
         assert result["measured_ms"] <= result["budget_ms"] and result["peak_mb"] > 0
@@ -65,7 +66,7 @@ def test_from_a_supernet_to_a_file(tmp_path: Path) -> None:
     trained = nas(*retrain, "--teacher", tmp_path / "teacher", "--out", tmp_path / "n")
     assert trained["teacher_acc"] == teacher["test_acc"] and Path(trained["weights"]).is_file()
 
-    exported = nas("export", tmp_path / "n", "--table", table, "--data", "toy", "--out", tmp_path / "e2")
+    exported = nas("export", tmp_path / "n", "--table", table, "--data", "toy", "--out", tmp_path / "e2", run=started)
     assert exported["max_abs_diff"] <= 1e-4 and exported["top1_agreement"] >= 0.999 and exported["images"] == 512
     assert exported["measured_ms"] > 0 and exported["predicted_ms"] > 0
     assert exported["peak_mb"] > exported["weights_mb"] > 0

@@ -26,6 +26,7 @@ ONE_OF_EACH = [
     "deit_tiny_patch16_224",
     "asvit_deit_tiny",
     "mobilevit_xxs",
+    "mobile_former_26m",
     "mobile_former_96m",
 ]
 

@@ -145,7 +145,7 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("data")
-def test_relations_are_not_reused_where_that_is_asked_and_one_name_is_a_cascade(tmp_path: Path) -> None:
+def test_what_is_not_to_be_reused_is_not_and_one_name_is_a_cascade(tmp_path: Path) -> None:
     names = [tmp_path / "16.json", tmp_path / "8.json"]
     for name, patch in zip(names, (16, 8), strict=True):
         name.write_text(vit(patch).to_json())
@@ -154,6 +154,10 @@ def test_relations_are_not_reused_where_that_is_asked_and_one_name_is_a_cascade(
     cascade = read_arch(tmp_path / "features" / "arch.json")
     assert cascade == linked([vit(16), vit(8)], relations=False, joint=False)
     assert not any(isinstance(spec, Reuse) and spec.maps for spec in cascade.blocks)
+    nas("train", *names, *flags, "--no-feature-reuse", "--opt", "lamb", "--out", tmp_path / "relations")
+    found = read_arch(tmp_path / "relations" / "arch.json")
+    assert found == linked([vit(16), vit(8)], features=False, joint=False) != cascade
+    assert Run.open(tmp_path / "relations", "cascade").config["recipe"]["opt"] == "lamb"
     for number, name in enumerate(("features/arch.json", "features")):
         again = nas("train", tmp_path / name, *flags, "--out", tmp_path / f"again{number}")
         assert len(again["test_acc"]) == 2 and read_arch(tmp_path / f"again{number}" / "arch.json") == cascade

@@ -74,10 +74,10 @@ def test_what_is_left_is_as_fast_as_asked(pruned: tuple[dict[str, Any], Path]) -
 
 def pruned_by(*words: object) -> Any:
     """What `nas prune` prints. Where a network of a tenth of a millisecond took longer the second time, its advice is followed: again, with --resume."""
-    found = started("prune", *words)
+    found = started("prune", *words, "--json")
     for _ in range(3):
         if found.returncode == 3 and "measure again on a quieter machine, with --resume" in found.stderr:
-            found = started("prune", *words, "--resume")
+            found = started("prune", *words, "--resume", "--json")
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 
