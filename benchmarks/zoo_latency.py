@@ -245,14 +245,18 @@ def measured(target: Target, given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def named(one: Mapping[str, Any]) -> str:
+    """A network, or a cascade as far as an exit."""
+    return f"`{one['name']}`" + ("" if one["exit"] is None else f", exit {one['exit']}")
+
+
 def markdown(targets: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of docs/zoo.md; what is on a target's front is bold."""
     first = next(iter(targets.values()))["networks"]
     heads = "".join(f" `{name}`: ms | predicted |" for name in targets)
     lines = [f"| network | params (M) | GMACs | top-1 |{heads}", "|---|---|---|---|" + "---|---|" * len(targets)]
     for number, one in enumerate(first):
-        name = f"`{one['name']}`" + ("" if one["exit"] is None else f", exit {one['exit']}")
-        cells = [name, f"{one['params'] / 1e6:.2f}", f"{one['macs'] / 1e9:.3f}", str(one["paper_top1"] or "-")]
+        cells = [named(one), f"{one['params'] / 1e6:.2f}", f"{one['macs'] / 1e9:.3f}", str(one["paper_top1"] or "-")]
         for found in targets.values():
             own = found["networks"][number]
             ms = f"{own['measured']['ms']:.1f}"
@@ -266,6 +270,14 @@ def markdown(targets: Mapping[str, Mapping[str, Any]]) -> str:
         errors = [f"{found['mape']:.1%}", f"{found['bias']:.1%}", f"{found['kendall_tau']:.3f}"]
         rest = [f"{found['within_band']:.0%}", f"{found['noise_floor']:.1%}"]
         lines.append(f"| {' | '.join([f'`{name}`', *shares, *errors, *rest])} |")
+    heads = "".join(f" `{name}`: median (p10 to p90) of | |" for name in targets)
+    lines += ["", f"| network |{heads}", "|---|" + "---|---|" * len(targets)]
+    for number, one in enumerate(first):
+        cells = [named(one)]
+        for found in targets.values():
+            own = found["networks"][number]["measured"]
+            cells += [f"{own['median']:.1f} ({own['p10']:.1f} to {own['p90']:.1f})", str(own["n"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
