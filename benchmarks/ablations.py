@@ -1,6 +1,6 @@
 """What parts of the published networks are worth, on small images: Mobile-Former's tokens and bridges, MobileViT's sampler, SReT's loops.
 
-    python benchmarks/ablations.py --seeds 0 --out results/ablations.json
+    python benchmarks/ablations.py --out results/ablations.json
     python benchmarks/ablations.py --epochs 1 --images 500 --limit 500 --rounds 2 --work results/ablations/trial --out trial.json
 
 - `mobile_former`: 26M, its M = 3 tokens beside 1 to 6, and all of its bridges to the tokens, or back to the map, off.
@@ -8,10 +8,10 @@
 - `sret`: the shape of SReT-T at half its width, without groups, each block applied once, twice or three times with a projection after each time.
 
 All networks of a family see as many images by the same recipe, and all without the sampler the same ones in the same order. Networks are trained by
-`nas retrain`'s own path. Accuracies are on the test split, which nothing else reads; a difference is the mean over seeds, its interval a paired
-bootstrap over images of that mean, which tells nothing of other seeds. At the end all networks are timed in one interleaved run. What is done lies in `--work`: a folder for each run, and the timings; an
-interrupted benchmark goes on from there with the same command, and `--out` holds what is complete. `--train` leaves the timing out, so that
-two processes can each train some `--families`, and a third call without it times them all.
+`nas retrain`'s own path, and their accuracies on search-validation printed as they come. Once all are trained the test split is read, which nothing else reads; a difference is the mean over seeds, its interval a paired
+bootstrap over images of that mean, which tells nothing of other seeds: `test_acc_by_seed` has each. At the end all networks are timed in one interleaved run. What is done lies in `--work`: a folder for each run,
+and the timings; an interrupted benchmark goes on from there with the same command. `--train` does nothing but train, so that
+two processes can each train some `--families`, and a third call without it reads and times them all.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,22 @@ def recipe(family: str, arm: Arm, seed: int, given: argparse.Namespace) -> Recip
     return Recipe(epochs, given.batch_size, lr, seed=seed, sides=arm.sides, opt=given.opt or usual.opt)
 
 
+def folder_of(family: str, arm: Arm, seed: int, given: argparse.Namespace) -> Path:
+    work: Path = given.work
+    return work / f"{family}-{arm.name.replace(' ', '-')}-{seed}"
+
+
+def trained(family: str, arm: Arm, seed: int, data: Data, given: argparse.Namespace) -> None:
+    """Train one network, or go on, and print how good it is on search-validation."""
+    folder = folder_of(family, arm, seed, given)
+    summary = retrain(arm.arch, data, recipe(family, arm, seed, given), folder, resume=True)
+    cost = f"{params(arm.arch):,} parameters, {macs(arm.arch) / 1e6:.2f} MMACs"
+    say(f"{family}, {arm.name}, seed {seed}: {summary['val_acc']:.2%} of search-validation; {cost}")
+
+
 def hits_of(family: str, arm: Arm, seed: int, data: Data, given: argparse.Namespace) -> dict[int, Hits]:
-    """Train one network, or go on, and read it at each side; what was read is kept."""
-    folder = given.work / f"{family}-{arm.name.replace(' ', '-')}-{seed}"
-    retrain(arm.arch, data, recipe(family, arm, seed, given), folder, resume=True)
+    """Of the test images at each side whether a trained network is right; what was read is kept."""
+    folder = folder_of(family, arm, seed, given)
     network, arch, _ = load_network(folder)
     count = "all" if given.limit is None else given.limit
     found = {}
@@ -168,15 +181,14 @@ def summary(
     data: Data,
     given: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """The arms of a family of which the runs of all seeds are complete, each beside the one that it is compared with."""
+    """The arms of a family, each beside the one that it is compared with."""
     seeds = given.seeds
-    complete = [arm for arm in arms if all((arm.name, seed) in hits for seed in seeds)]
     mean = {
         arm.name: {side: np.stack([hits[arm.name, seed][side] for seed in seeds]).mean(0) for side in arm.read}
-        for arm in complete
+        for arm in arms
     }
     found = []
-    for arm in complete:
+    for arm in arms:
         how = recipe(family, arm, seeds[0], given)
         own: dict[str, Any] = {
             "family": family,
@@ -191,7 +203,7 @@ def summary(
         }
         if len(arm.read) > 1:
             own["test_acc_by_side"] = {str(side): float(one.mean()) for side, one in mean[arm.name].items()}
-        if arm.name != arm.base and arm.base in mean:
+        if arm.name != arm.base:
             own["less"] = arm.base
             own["differences"] = {
                 str(side): {"mean": float(one.mean()), "interval95": interval(one)}
@@ -217,12 +229,12 @@ def timings(archs: Sequence[Arch], given: argparse.Namespace) -> dict[str, Any]:
 
 def line(row: Mapping[str, Any]) -> str:
     """A row of the table."""
-    timing, difference = row.get("timing"), row.get("differences", {}).get(str(SIDE))
+    timing, difference = row["timing"], row.get("differences", {}).get(str(SIDE))
     cells = [row["family"], row["arm"], f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}"]
     cells += [f"{row['test_acc']:.1%}"]
     low, high = difference["interval95"] if difference else (0.0, 0.0)
     cells += [f"{100 * difference['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if difference else ""]
-    cells += [f"{timing['ms']:.2f}" if timing else "-"]
+    cells += [f"{timing['median']:.2f} ({timing['p10']:.2f} to {timing['p90']:.2f})"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -231,28 +243,24 @@ HEAD = """| family | network | params (M) | MMACs | test | points over its famil
 
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Do all that is left, and write what is complete after every run."""
+    """Do all that is left; the rows that were written, none with `--train`."""
     Target.parse(given.target).check_here()
     torch.set_num_threads(given.threads)
     data = dataset(given.images)
     visible(data.size("test"), given.limit)  # refused before anything is trained
     families = {name: list(FAMILIES[name].arms(data.classes)) for name in given.families}
+    for name, arms in families.items():
+        for seed, arm in product(given.seeds, arms):
+            trained(name, arm, seed, data, given)
+    if given.train:
+        return []
     rows: list[dict[str, Any]] = []
     for name, arms in families.items():
-        done, hits = rows, dict[tuple[str, int], dict[int, Hits]]()
-        for seed in given.seeds:
-            for arm in arms:
-                hits[arm.name, seed] = found = hits_of(name, arm, seed, data, given)
-                accuracies = ", ".join(f"{own.mean():.2%} at {side} pixels" for side, own in found.items())
-                cost = f"{params(arm.arch):,} parameters, {macs(arm.arch) / 1e6:.2f} MMACs"
-                say(f"{name}, {arm.name}, seed {seed}: {accuracies}; {cost}")
-                rows = done + summary(name, arms, hits, data, given)
-                write(rows, data, given)
-    if not given.train:
-        archs = list(dict.fromkeys(arm.arch for arms in families.values() for arm in arms))
-        times = timings(archs, given)
-        rows = [{**row, "timing": times[row["arch"]]} for row in rows]
-        write(rows, data, given)
+        hits = {(arm.name, seed): hits_of(name, arm, seed, data, given) for seed, arm in product(given.seeds, arms)}
+        rows += summary(name, arms, hits, data, given)
+    times = timings(list(dict.fromkeys(arm.arch for arms in families.values() for arm in arms)), given)
+    rows = [{**row, "timing": times[row["arch"]]} for row in rows]
+    write(rows, data, given)
     return rows
 
 
@@ -279,7 +287,7 @@ def write(rows: Sequence[Mapping[str, Any]], data: Data, given: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=6_000, help="of training")
     parser.add_argument("--epochs", type=int, help="of every family; without it, each has its own")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -287,7 +295,7 @@ def main() -> None:
     parser.add_argument("--opt", help="optimizer of every family, by timm's name; without it, each has its own")
     parser.add_argument("--limit", type=int, help="test images; all without it")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of training")
-    parser.add_argument("--train", action="store_true", help="leave the timing out")
+    parser.add_argument("--train", action="store_true", help="train alone: nothing is read, timed or written to --out")
     parser.add_argument("--target", default="cpu-ort-fp32-b1-t1")
     parser.add_argument("--rounds", type=int, default=20, help="of timing")
     parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
@@ -298,7 +306,8 @@ def main() -> None:
         rows = run(given)
     except InputError as error:
         parser.error(str(error))
-    print("\n".join([HEAD, *map(line, rows)]))
+    if rows:
+        print("\n".join([HEAD, *map(line, rows)]))
 
 
 if __name__ == "__main__":
