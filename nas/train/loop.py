@@ -102,11 +102,8 @@ def _check_optimizer(name: str) -> None:
     """Refuse what timm does not know, those of other packages and of second derivatives, and what draws from no seed of ours."""
     from timm.optim import get_optimizer_info, list_optimizers
 
-    known = [
-        one
-        for one in list_optimizers(exclude_filters=["fused*", "bnb*", "kron*"])  # of apex and bitsandbytes; kron draws
-        if not get_optimizer_info(one).second_order
-    ]
+    names = map(str, list_optimizers(exclude_filters=["fused*", "bnb*", "kron*"]))  # of apex, bitsandbytes; kron draws
+    known = [one for one in names if not get_optimizer_info(one).second_order]
     if name not in known:
         close = ", ".join(get_close_matches(name, known, cutoff=0.0))
         raise InputError(f"no optimizer {name!r} to train with; timm has {len(known)}, among them {close}")
@@ -152,7 +149,7 @@ def fit(
     _check_norms(model, recipe.least_images(data) // accelerator.num_processes)
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
-    fused = {"fused": True} if recipe.opt == ADAMW else {}
+    fused: Any = {"fused": True} if recipe.opt == ADAMW else {}
     optimizer = create_optimizer_v2(groups, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
     schedule = _schedule(optimizer, recipe, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
