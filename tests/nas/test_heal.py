@@ -109,7 +109,7 @@ def test_each_setting_of_the_training_reaches_its_run(vit: Path, tmp_path: Path)
     prune_network(str(vit), "toy", tmp_path / "run", speedup=1.5, healing=given, **HOW, seed=3)
     recipe = Run.open(tmp_path / "run" / "trained").config["recipe"]
     wanted = Recipe(1, 64, 1e-4, 0.1, smoothing=0.0, seed=3, ema=0.9, mixup=0.8, cutmix=1.0)
-    assert recipe == {**vars(wanted), "sides": []}
+    assert recipe == {**wanted.described(), "sides": []}
 
 
 def test_what_is_left_is_retrained_at_length_by_the_other_command(
