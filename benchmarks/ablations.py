@@ -238,7 +238,7 @@ def line(row: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-HEAD = """| family | network | params (M) | MMACs | test | points over its family's base (95%) | ms |
+HEAD = """| family | network | params (M) | MMACs | test | points over its family's base (95%) | ms, median (p10 to p90) |
 |---|---|---|---|---|---|---|"""
 
 
