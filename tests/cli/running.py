@@ -11,13 +11,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from typer.testing import CliRunner
 
-from nas.cli.main import main
+from nas.cli.main import app, main
 from nas.data import DATASETS
 from search_spaces import SPACES
 from tests.nas.toy import toy, toy_space, toy_vit
 
-__all__ = ["here", "nas", "started"]
+__all__ = ["here", "nas", "printed", "started"]
 
 SCRIPT = """
     import sys
@@ -55,6 +56,14 @@ def here(*words: object) -> subprocess.CompletedProcess[str]:
     ):
         main()
     return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def printed(*words: object) -> Any:
+    """The JSON that a command prints; raises what it raises. It knows no toys but those that the caller makes known."""
+    found = CliRunner().invoke(app, [*map(str, words), "--json"])
+    if found.exception is not None:
+        raise found.exception
+    return json.loads(found.stdout)
 
 
 def nas(*words: object, code: int = 0, run: Callable[..., subprocess.CompletedProcess[str]] = here) -> Any:

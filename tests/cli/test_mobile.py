@@ -1,32 +1,22 @@
 """The commands on MobileViTs and Mobile-Formers: spaces of them, trained and searched, and a released checkpoint."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from nas.cli.main import app
 from nas.data import DATASETS
 from nas.runs import read_arch
 from nas.table_file import Calibration, RowTime, write
 from search_spaces import SPACES, Space
+from tests.cli.running import printed as nas
 from tests.nas.test_latency import content
 from tests.nas.toy import toy, toy_mobile_former, toy_mobilevit
 from tests.parity.oracle import filled, reference
 
 TOYS = (toy_mobilevit, toy_mobile_former)
-
-
-def nas(*words: object) -> Any:
-    """The JSON that a command prints."""
-    found = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False)
-    assert found.exit_code == 0, found.stderr
-    return json.loads(found.stdout)
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from nas.cascade.costs import check_shares, until_macs, until_ms
-from nas.cli.main import app
 from nas.cost import macs
 from nas.data import DATASETS
 from nas.latency import LatencyTable, MissingLatency
@@ -30,6 +27,7 @@ from search_spaces import Arch, Cascade, InputError
 from search_spaces.blocks import Row
 from search_spaces.cascade import linked
 from search_spaces.spaces.exits import Exits
+from tests.cli.running import printed as nas
 from tests.nas.made_up import taking
 from tests.nas.test_cascade import vit
 from tests.nas.test_latency import content
@@ -56,14 +54,6 @@ def no_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setitem(DATASETS, "toy", lambda path, image_size, seed: toy(64))
     with taking(ms):
         yield
-
-
-def nas(*words: object) -> Any:
-    """What a command prints, or the error that it ends with."""
-    found = CliRunner().invoke(app, [*map(str, words), "--json"])
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return json.loads(found.stdout)
 
 
 @pytest.fixture
