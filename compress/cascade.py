@@ -21,7 +21,8 @@ def cascade(models: Sequence[nn.Module], feature_reuse: bool = True, relation_re
     """A cascade of networks with their weights, whose exits at first give what the networks gave.
 
     Their widths, depths, heads, grids, class tokens and image sizes may differ; images have the largest of the sizes, and are resized for the
-    other stages. What is added changes nothing until it is trained: the MLPs' first layers have columns of 0 for reused features (which
+    other stages. All stages see the same images, so networks that were trained on images normalised in different ways are first made to see
+    them alike, by `compress.seeing`. What is added changes nothing until it is trained: the MLPs' first layers have columns of 0 for reused features (which
     stand behind the norm of a token's own channels, and not in it, as in a cascade that is trained from the start), and the last of the two
     convolutions that make relations is 0. All else of them is drawn as torch draws it.
 
@@ -39,7 +40,7 @@ def cascade(models: Sequence[nn.Module], feature_reuse: bool = True, relation_re
     """
     if len(models) < 2:
         raise InputError(f"a cascade takes two networks or more, from coarse to fine; got {len(models)}")
-    read = [from_module(model) for model in models]
+    read = [_read(number, model) for number, model in enumerate(models, 1)]
     grids = [_patches(arch) for arch, _ in read]
     if grids != sorted(grids):
         raise InputError(
@@ -66,6 +67,13 @@ def exit_loss(logits: Sequence[Tensor], labels: Tensor, label_smoothing: float =
     """
     losses = [F.cross_entropy(own, labels, label_smoothing=label_smoothing) for own in logits]
     return torch.stack(losses).sum()
+
+
+def _read(number: int, model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
+    try:
+        return from_module(model)
+    except InputError as error:
+        raise InputError(f"network {number}: {error}") from error
 
 
 def _patches(arch: Arch) -> int:

@@ -156,6 +156,7 @@ class Cascade(Arch):
                 raise ValueError(f"stage {number} prunes tokens, which the next could not reuse")
             if any(spec.bias or spec.groups or spec.loops > 1 for spec in stage.blocks if isinstance(spec, MB3D)):
                 raise ValueError(f"stage {number} is no plain ViT: it has a position bias, groups or loops")
+            _passes(stage)  # which refuses one without transformer blocks
             self._check(number, stage)
         states = [state for number in range(len(self.stages)) for state in self._states(number)]
         object.__setattr__(self, "image_size", max(stage.image_size for stage in self.stages))

@@ -46,7 +46,12 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
         )
     read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
     model = _in_float32(model)
-    arch, weights = read(model)
+    try:
+        arch, weights = read(model)
+    except InputError:
+        raise
+    except ValueError as error:  # blocks that do not fit each other
+        raise InputError(f"this {type(model).__name__} has a form that no Arch describes: {error}") from error
     check_finite(weights)
     _check(model, arch, weights)
     return arch, weights

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
+from compress.adapters.named import taken
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
-from search_spaces.zoo.released import check, fitted
 from search_spaces.zoo.vit import FAMILY
 
 __all__ = ["read"]
@@ -40,14 +40,7 @@ def read(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
         what = f"of Hugging Face's networks ViTForImageClassification is described, and {type(model).__name__} is none"
         raise InputError(what)
     arch = _arch(model.config)
-    state = _state(model)
-    naming = next(FAMILY.namings(arch))
-    fault = check(arch, naming, (), state)
-    if fault is not None:
-        raise InputError(f"this ViTForImageClassification has weights that no Arch describes ({fault})")
-    network = arch.build()
-    network.load_state_dict({**network.state_dict(), **fitted(arch, naming, state)})
-    return arch, dict(network.state_dict())
+    return arch, taken(model, arch, next(FAMILY.namings(arch)), _state(model))
 
 
 def _arch(config: Any) -> Arch:

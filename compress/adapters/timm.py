@@ -10,10 +10,11 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from compress.adapters.named import refused, taken
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, AttentionPool, BlockSpec, ClassToken, Head, Norm, Patch, Position
 from search_spaces.errors import InputError
-from search_spaces.zoo.released import Naming, check, fitted, places
+from search_spaces.zoo.released import Naming, places
 from search_spaces.zoo.vit import FAMILY
 
 __all__ = ["read"]
@@ -31,16 +32,7 @@ def read(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     for name, entry in naming.items():
         if name not in state and name.endswith(".bias"):  # a layer without one
             state[name] = torch.zeros(entry.shape(places(arch)[entry.place]))
-    fault = check(arch, naming, (), state)
-    if fault is not None:
-        raise _refused(model, f"weights that its parts do not name ({fault})")
-    network = arch.build()
-    network.load_state_dict({**network.state_dict(), **fitted(arch, naming, state)})
-    return arch, dict(network.state_dict())
-
-
-def _refused(model: nn.Module, what: str) -> InputError:
-    return InputError(f"this {type(model).__name__} has {what}, which no Arch describes")
+    return arch, taken(model, arch, naming, state)
 
 
 def _naming(model: VisionTransformer, arch: Arch) -> Naming:
@@ -57,10 +49,10 @@ def _naming(model: VisionTransformer, arch: Arch) -> Naming:
 def _arch(model: VisionTransformer) -> Arch:
     patches = model.patch_embed
     if type(patches) is not PatchEmbed or not isinstance(patches.norm, NOTHING):
-        raise _refused(model, f"an embedding {type(patches).__name__} or a norm in it")
+        raise refused(model, f"an embedding {type(patches).__name__} or a norm in it")
     (side, other), (size, width) = patches.img_size, patches.patch_size
     if side != other or size != width:
-        raise _refused(model, f"images of {side} x {other} or patches of {size} x {width}, not square")
+        raise refused(model, f"images of {side} x {other} or patches of {size} x {width}, not square")
     bias = patches.proj.bias is not None
     blocks: list[BlockSpec] = [Patch(patches.proj.out_channels, size, bias=bias)]
     prefix = model.num_prefix_tokens
@@ -78,26 +70,26 @@ def _norm(model: nn.Module, norm: nn.Module) -> Norm:
 
 def _eps(model: nn.Module, norm: nn.Module) -> float:
     if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
-        raise _refused(model, f"a norm {type(norm).__name__} that is not LayerNorm with weight and bias")
+        raise refused(model, f"a norm {type(norm).__name__} that is not LayerNorm with weight and bias")
     return norm.eps
 
 
 def _block(model: VisionTransformer, block: nn.Module) -> MB3D:
     if type(block) is not Block:
-        raise _refused(model, f"blocks {type(block).__name__}")
+        raise refused(model, f"blocks {type(block).__name__}")
     attention: Any = block.attn
     if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
-        raise _refused(model, f"attention {type(attention).__name__} or a gate on it")
+        raise refused(model, f"attention {type(attention).__name__} or a gate on it")
     if not isinstance(attention.norm, NOTHING):
-        raise _refused(model, "a norm on what attention gives (scale_attn_norm)")
+        raise refused(model, "a norm on what attention gives (scale_attn_norm)")
     eps = _eps(model, block.norm1)
     normed = not isinstance(attention.q_norm, NOTHING)
     inner = [attention.q_norm, attention.k_norm] if normed else []
     if any(_eps(model, norm) != eps for norm in (block.norm2, *inner)):
-        raise _refused(model, "norms of unlike eps in a block")
+        raise refused(model, "norms of unlike eps in a block")
     scaled = [isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2)]
     if any(scaled) != all(scaled):
-        raise _refused(model, "one layer scale in a block of two branches")
+        raise refused(model, "one layer scale in a block of two branches")
     channels = attention.qkv.in_features
     hidden, form = _mlp(model, block.mlp)
     width = int(attention.head_dim)
@@ -117,19 +109,19 @@ def _block(model: VisionTransformer, block: nn.Module) -> MB3D:
 def _mlp(model: nn.Module, mlp: Any) -> tuple[int, str]:
     """Hidden neurons of an MLP, and its form."""
     if type(mlp) not in (Mlp, GluMlp) or not isinstance(mlp.norm, NOTHING):
-        raise _refused(model, f"an MLP {type(mlp).__name__} or a norm in it (scale_mlp_norm)")
+        raise refused(model, f"an MLP {type(mlp).__name__} or a norm in it (scale_mlp_norm)")
     hidden, act = int(mlp.fc2.in_features), mlp.act
     name = type(act).__name__
     if type(mlp) is GluMlp:
         if mlp.gate_last or name != "SiLU":
-            raise _refused(model, f"a gated MLP of {name} or with the gate last")
+            raise refused(model, f"a gated MLP of {name} or with the gate last")
         return hidden, "swiglu"
     if name in ("GELU", "GELUTanh"):
         tanh = name == "GELUTanh" or getattr(act, "approximate", "none") == "tanh"
         return hidden, "gelu_tanh" if tanh else "gelu"
     if name in ("QuickGELU", "QuickGELUActivation"):
         return hidden, "quick_gelu"
-    raise _refused(model, f"an MLP with {name}")
+    raise refused(model, f"an MLP with {name}")
 
 
 def _head(model: VisionTransformer) -> list[BlockSpec]:
@@ -139,12 +131,12 @@ def _head(model: VisionTransformer) -> list[BlockSpec]:
     if model.attn_pool is not None:
         return _pooling_head(model, classes)
     if model.global_pool not in ("token", "avg") or model.pool_include_prefix:
-        raise _refused(model, f"a head that pools {model.global_pool!r}, or class tokens with the patches")
+        raise refused(model, f"a head that pools {model.global_pool!r}, or class tokens with the patches")
     before, after = (not isinstance(one, NOTHING) for one in (norm, pooled))
     if before and after:
-        raise _refused(model, "a norm before the pooling and another after it")
+        raise refused(model, "a norm before the pooling and another after it")
     if distilled and not classes:
-        raise _refused(model, "two class tokens and no classifier")
+        raise refused(model, "two class tokens and no classifier")
     pool = "token" if model.global_pool == "token" else "mean"
     if not before and not after:
         return [Head(classes, pool=pool, norm="none", distilled=distilled)]
@@ -156,10 +148,10 @@ def _pooling_head(model: VisionTransformer, classes: int) -> list[BlockSpec]:
     """Of SigLIP: all tokens normed, then pooled by attention."""
     pool: Any = model.attn_pool
     if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.pos_embed is not None:
-        raise _refused(model, f"a pooling {type(pool).__name__} of several queries or with positions")
+        raise refused(model, f"a pooling {type(pool).__name__} of several queries or with positions")
     parts = (pool.q_norm, pool.k_norm, model.fc_norm)
     if not all(isinstance(part, NOTHING) for part in parts) or isinstance(pool.q, NOTHING) or model.pool_include_prefix:
-        raise _refused(model, "norms in its pooling, class tokens in it, or a query without projection")
+        raise refused(model, "norms in its pooling, class tokens in it, or a query without projection")
     hidden, form = _mlp(model, pool.mlp)
     channels = pool.proj.in_features
     first: list[BlockSpec] = [] if isinstance(model.norm, NOTHING) else [_norm(model, model.norm)]

@@ -79,9 +79,9 @@ class RelationReuse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = x.flatten(2)
-        exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-        # Autocast does not reach operators that write to what is there.
-        if torch.is_grad_enabled() or x.is_cuda or exporting or torch.is_autocast_enabled(x.device.type):
+        traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        # Neither autocast nor compilers take operators that write to a part of what is there.
+        if torch.is_grad_enabled() or x.is_cuda or traced or torch.is_autocast_enabled(x.device.type):
             found = self._on(self.fc2, F.gelu(self._on(self.fc1, pairs)))
         else:
             found = self._in_parts(pairs)

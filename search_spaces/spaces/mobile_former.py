@@ -1,6 +1,6 @@
 """The space of Mobile-Formers: resolution, number of tokens, widths, depths and expansions of the map's blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -140,8 +140,7 @@ class MobileFormers(Space):
 
     def _read(self, arch: Arch) -> Code | None:
         values: dict[str, float] = {"resolution": arch.image_size}
-        stage, depth, width = -1, 0, 0
-        for spec in arch.blocks:
+        for spec, stage, depth in _staged(arch):
             if isinstance(spec, Stem):
                 values["stem"] = spec.width
             elif isinstance(spec, SideTokens):
@@ -149,13 +148,9 @@ class MobileFormers(Space):
             elif isinstance(spec, MobileFormerPool):
                 values["features"] = spec.features
             elif isinstance(spec, MobileFormer | MobileFormerEmbed):
-                down = isinstance(spec, MobileFormerEmbed)
-                if down or spec.width != width:
-                    stage, depth, width = stage + 1, 0, spec.width
-                if not down:
-                    values[f"ratio{stage}.{depth}"] = spec.ratio
-                    depth += 1
-                values |= {f"width{stage}": width, f"depth{stage}": depth}
+                own = isinstance(spec, MobileFormer)
+                values |= {f"ratio{stage}.{depth}": spec.ratio} if own else {}
+                values |= {f"width{stage}": spec.width, f"depth{stage}": depth + own}
         return self._coded(values)
 
     @cached_property
@@ -172,16 +167,11 @@ class MobileFormers(Space):
     def slots(self, arch: Arch) -> tuple[str, ...]:
         """A slot for each block of a stage, such as `block2.0`, and one for each of the others."""
         names: list[str] = []
-        stage, depth, width = -1, 0, 0
-        for spec in arch.blocks:
+        for spec, stage, depth in _staged(arch):
             if isinstance(spec, MobileFormerEmbed):
-                stage, depth, width = stage + 1, 0, spec.width
                 names.append(f"embed{stage}")
             elif isinstance(spec, MobileFormer):
-                if spec.width != width:
-                    stage, depth, width = stage + 1, 0, spec.width
                 names.append(f"block{stage}.{depth}")
-                depth += 1
             elif isinstance(spec, Stem | LiteBottleneck | SideTokens | MobileFormerPool | Head):
                 names.append(spec.kind)
             else:
@@ -205,6 +195,19 @@ class MobileFormers(Space):
         from search_spaces.spaces.mobile_former_probes import probes
 
         return tuple(dict.fromkeys(probes(self)))
+
+
+def _staged(arch: Arch) -> Iterator[tuple[BlockSpec, int, int]]:
+    """Each block, the stage that it or the last one of a stage before it is of, and how many blocks of two streams that has before it.
+
+    A stage begins where the map is made smaller, or where its width changes.
+    """
+    stage, depth, width = -1, 0, 0
+    for spec in arch.blocks:
+        if isinstance(spec, MobileFormerEmbed) or (isinstance(spec, MobileFormer) and spec.width != width):
+            stage, depth, width = stage + 1, 0, spec.width
+        yield spec, stage, depth
+        depth += isinstance(spec, MobileFormer)
 
 
 def mobile_former(classes: int = 1000, image_size: tuple[int, ...] = (224, 160)) -> MobileFormers:

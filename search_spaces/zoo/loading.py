@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from search_spaces.arch import Arch, Network
-from search_spaces.blocks import MB3D
+from search_spaces.blocks import MB3D, Position
 from search_spaces.errors import InputError
 from search_spaces.variants import check_sides, extract_variant
 from search_spaces.zoo import checkpoint, dvt, efficientformer, efficientformerv2, mobile_former, mobilevit, sret, vit
@@ -52,7 +52,7 @@ def arch(name: str) -> Arch:
 def normalisation(network: Arch) -> Normalisation | None:
     """By what the images were normalised that released weights of a network of the zoo, at any size and of any classes, were trained on.
 
-    None where it is ImageNet's mean and deviation, as in the data sets, and for other networks.
+    None where it is ImageNet's mean and deviation, by which images of folders and of Hugging Face's sets are normalised too, and for other networks.
     """
     kinds = [spec.kind for spec in network.blocks]
     for name, own in ARCHS.items():
@@ -214,11 +214,11 @@ def _of_classes(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> A
 
 
 def _at_size(network: Arch, naming: Naming, state: Mapping[str, Tensor]) -> Arch:
-    """The network at the image size that its weights were trained at, told by the tables that belong to a grid."""
+    """The network at the image size that its weights were trained at, told by the tables that belong to a grid, sines among them."""
     bound = {
         f"blocks.{position}.{parameter}": position
         for position, (spec, before) in enumerate(network.steps())
-        for parameter in spec.grid_params(before)
+        for parameter in (("table",) if isinstance(spec, Position) else spec.grid_params(before))
     }
     held = [(entry, state[name]) for name, entry in naming.items() if entry.place in bound and name in state]
 

@@ -96,7 +96,8 @@ def test_what_makes_no_cascade_is_refused() -> None:
         ([coarse], "two networks or more"),
         ([fine, coarse], "from coarse to fine; their grids have 36, 9 patches"),
         ([coarse, vit(8, 24, 2, 1, num_classes=5)], r"same classes, got \[5, 7\]"),
-        ([coarse, nn.Linear(2, 2)], "Linear is no network of"),
+        ([coarse, nn.Linear(2, 2)], "network 2: Linear is no network of"),
+        ([coarse, vit(7, 24, 2, 1)], "network 2: this VisionTransformer has a form that no Arch describes"),
         ([compress.cascade([coarse, middle]), fine], "a cascade is several networks"),
     ):
         with pytest.raises(InputError, match=message):

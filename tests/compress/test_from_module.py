@@ -166,6 +166,7 @@ def broken() -> nn.Module:
         (lambda: VisionTransformer(**SMALL, global_pool="avgmax"), "pools 'avgmax'"),
         (lambda: VisionTransformer(**SMALL, scale_attn_norm=True), "scale_attn_norm"),
         (lambda: VisionTransformer(**SMALL | {"img_size": (32, 64)}), "32 x 64"),
+        (lambda: VisionTransformer(**SMALL | {"img_size": 36}), "has a form that no Arch describes: .*36"),
         (lambda: VisionTransformer(**SMALL, embed_norm_layer=nn.LayerNorm), "a norm in it"),
         (lambda: Doubled(**SMALL), "Doubled computes something else"),
         (broken, "head.weight holds NaN"),

@@ -5,6 +5,8 @@ import torch
 
 from nas.cost import macs, params
 from search_spaces import Cascade, InputError, zoo
+from search_spaces.blocks.position import sines
+from search_spaces.states import Tokens
 from tests.parity.fill import image
 from tests.parity.oracle import assert_logits, filled, reference
 
@@ -32,6 +34,18 @@ def test_released_weights_at_another_size_and_for_other_classes() -> None:
     with torch.no_grad():
         logits = network(image(160, 1))
     assert all(own.shape == (1, 3) and own.isfinite().all() for own in logits)
+    arch, weights = zoo.arch("dvt_t2t_vit_12"), filled(reference("dvt_t2t_vit_12"))
+    assert isinstance(arch, Cascade)
+    small = arch.at(160)
+    for name, stage in zip(("less_less_token", "less_token", "normal_token"), small.stages, strict=True):
+        tokens = stage.states[3]
+        assert isinstance(tokens, Tokens)
+        weights[f"{name}.pos_embed"] = sines(tokens.count, tokens.channels)[None]
+    found = zoo.load_released("dvt_t2t_vit_12", weights)
+    assert found.arch == small, "told by the sines"
+    again = zoo.load_released("dvt_t2t_vit_12", filled(reference("dvt_t2t_vit_12")), image_size=160)
+    with torch.no_grad():
+        torch.testing.assert_close(found(image(160, 1)), again(image(160, 1)))
     with pytest.raises(InputError, match="these weights are not those of dvt_t2t_vit_14"):
         zoo.load_released("dvt_t2t_vit_14", filled(reference("dvt_t2t_vit_12")))
 

@@ -183,6 +183,14 @@ def test_bad_json_is_refused(text: str, message: str) -> None:
         Arch.from_json(text)
 
 
+def test_relations_are_compiled_whole() -> None:
+    """Of more pairs than are worked out at once."""
+    block, maps = RelationReuse(2, 6, 4).eval(), torch.randn(2, 2, 40, 40)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(maps), block(maps))
+
+
 def test_a_stage_that_reuses_does_not_build_alone() -> None:
     with pytest.raises(ValueError, match="does not build alone; build its cascade"):
         toy().stages[1].build()
@@ -203,6 +211,7 @@ def test_stages_that_do_not_fit_are_refused() -> None:
         ((coarse, pruned), "stage 1 prunes tokens"),
         ((biased, vit(8)), "stage 0 is no plain ViT"),
         ((none, fine), "has transformer blocks"),
+        ((vit(8), none), "has transformer blocks"),
         ((vit(12).with_classes(0), vit(8).with_classes(0)), "every stage of a cascade is an exit|same classes"),
     ):
         with pytest.raises(ValueError, match=message):

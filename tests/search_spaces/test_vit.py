@@ -183,7 +183,8 @@ def test_no_probe_is_needless() -> None:
     for i, arch in enumerate(probes):
         for row in arch.rows:
             counts[i, place[row]] += 1
-    assert len(probes) == len(set(probes)) == np.linalg.matrix_rank(counts)
+    assert len(probes) == len(set(probes)) == np.linalg.matrix_rank(counts) == 200
+    assert len(vit_digits().probes()) == 150
 
 
 def test_the_form_is_that_of_the_published_networks() -> None:
