@@ -131,8 +131,8 @@ class Adaptation:
 class Measurement:
     """One that added rows."""
 
-    at: int  # when it began, seconds since 1970
-    seconds: float
+    at: int  # when it began, or was last gone on with, seconds since 1970
+    seconds: float  # from then on
     rounds: int
     seed: int
     classes: int

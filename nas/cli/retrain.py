@@ -28,7 +28,7 @@ from nas.cli.options import (
 
 __all__ = ["retrain"]
 
-TEACHER = "What is distilled from: a retrain run, contours_vit or digits_vit, timm:NAME with timm's weights, or timm:NAME@FILE.safetensors; for an encoder any encoder, whose features it follows."
+TEACHER = "What is distilled from: a network with weights (run, checkpoint, contours_vit, digits_vit, hf:NAME), timm:NAME with timm's weights, or timm:NAME@FILE.safetensors; for an encoder an encoder, whose features it follows."
 SIDES = "Pixels, A,B[,...]: each batch is of one of these image sizes, and of as many images as keep its pixels."
 SIZE = "Retrain the network for images of so many pixels a side, its weights interpolated where they belong to a grid."
 DEPTH = "Train it with fewer loops too, drawn for each step, and say how good it is with each number of them."

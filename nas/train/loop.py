@@ -22,7 +22,7 @@ from nas.train.scales import batch_at, scaled_batches
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
-__all__ = ["Objective", "Recipe", "check_shared", "fit"]
+__all__ = ["Objective", "Recipe", "check_norms", "check_shared", "fit"]
 
 ADAMW = "adamw"
 SMALLEST_SIDE = 32  # pixels: networks shrink their images up to 32-fold
@@ -109,8 +109,13 @@ def _check_optimizer(name: str) -> None:
         raise InputError(f"no optimizer {name!r} to train with; timm has {len(known)}, among them {close}")
 
 
-def _check_norms(model: nn.Module, images: int) -> None:
-    """Refuse steps of one image for networks that normalise features over the images of a step."""
+def check_norms(model: nn.Module, recipe: Recipe, data: Data) -> None:
+    """Refuse steps of one image for networks that normalise features over the images of a step.
+
+    Raises:
+        InputError: a process would have such a step.
+    """
+    images = recipe.least_images(data) // processes()
     if images == 1 and any(isinstance(part, nn.BatchNorm1d) for part in model.modules()):
         raise InputError(
             "the network normalises over the images of a step, which then must be 2 or more; raise --batch-size"
@@ -146,7 +151,7 @@ def fit(
             f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
         )
     accelerator = start_accelerator()
-    _check_norms(model, recipe.least_images(data) // accelerator.num_processes)
+    check_norms(model, recipe, data)
     steps = recipe.steps(data)
     groups = _groups(model, recipe, rates)
     fused: Any = {"fused": True} if recipe.opt == ADAMW else {}

@@ -1,4 +1,4 @@
-"""Teachers by name: a retrain run, a network that ships, or a timm model with its pretrained weights or those of a file; any encoder."""
+"""Teachers by name: whatever names a network with weights, and a timm model of any kind with its pretrained weights or those of a file."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from nas.data import Data
 from nas.networks import network_named
 from nas.pretrained import TIMM, timm_model
-from nas.shipped import NAMES, shipped_network
-from nas.train.retrain import Teacher, load_network
+from nas.runs import CONFIG, Run
+from nas.train.retrain import Teacher
 from search_spaces.arch import Network
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
@@ -39,12 +39,12 @@ class Adapted(nn.Module):
 
 
 def teacher_named(name: str, data: Data, weight: float | None = None, temperature: float | None = None) -> Teacher:
-    """The teacher that is a retrain run's folder, a name that ships, `timm:NAME`, or `timm:NAME@FILE` with weights in safetensors.
+    """The teacher that is a network with weights by any name, or `timm:NAME` or `timm:NAME@FILE` of any kind, whose file is safetensors.
 
     `weight` is its share of the loss; None leaves that and the temperature as they are in `Teacher`.
 
     Raises:
-        InputError: no such run, model or file, weights that cannot be had, or other classes than those of `data`.
+        InputError: no such network, model or file, weights that cannot be had, or other classes than those of `data`.
     """
     network, classes = _timm(name.removeprefix(TIMM), data) if name.startswith(TIMM) else _own(name, data)
     return Teacher(
@@ -61,22 +61,35 @@ def feature_teacher(name: str, data: Data) -> Teacher:
     Raises:
         InputError: it names none, or one without weights or with a classifier.
     """
-    named = network_named(name)
-    if not named.arch.encoder:
+    network = _named(name, data)
+    if not network.arch.encoder:
         raise InputError(
             f"the teacher {name} has a classifier, the network none; give the encoder whose features it is to follow"
         )
-    if named.network is None:
-        raise InputError(f"the teacher {name} has no weights; give a run, a checkpoint, timm:NAME or hf:NAME")
-    network = named.seeing(data).network
-    assert network is not None, "it has weights"
     return Teacher(_sized(network, data), network.arch.classes)
 
 
 def _own(name: str, data: Data) -> tuple[nn.Module, int]:
-    """A network that ships or that of a retrain run, and how many classes it tells apart."""
-    network = shipped_network(name) if name in NAMES else load_network(Path(name))[0]
+    """A network that this project names, and how many classes it tells apart."""
+    network = _named(name, data)
+    if network.arch.encoder:
+        raise InputError(
+            f"the teacher {name} is an encoder, which tells no classes apart; give a network with a classifier"
+        )
     return _sized(network, data), network.arch.classes
+
+
+def _named(name: str, data: Data) -> Network:
+    """A network with its weights, for images as `data` normalises them."""
+    if (Path(name) / CONFIG).is_file() and Run.open(Path(name)).config["kind"] == "search":
+        raise InputError(
+            f"the teacher {name} is a search, whose winners have no weights yet; retrain one and name that run"
+        )
+    named = network_named(name)
+    network = named.seeing(data).network
+    if network is None:
+        raise InputError(f"the teacher {name} has no weights; give a run, a checkpoint, timm:NAME or hf:NAME")
+    return network
 
 
 def _sized(network: Network, data: Data) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compress import budget_loss, calibrate, counts_of, curve_of, hold, thresholds_of, token_loss
 from compress.token_losses import Curve
 from nas.data import Data
+from nas.errors import BudgetError
 from nas.evaluate import accuracy, calibration_batches
 from nas.processes import processes
 from nas.runs import Run
@@ -78,7 +79,8 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         target: mean cost over the images; by default what the network costs with the numbers of patches in its specs.
 
     Raises:
-        InputError: the network drops nothing, or fuses or merges patches, or costs more than `target` with one patch of each image, or less with all.
+        InputError: the network drops nothing, or fuses or merges patches, or `target` is no cost, or more than it has with all patches.
+        BudgetError: it costs more than `target` with one patch of each image.
         MissingLatency: `prices` lacks rows of the network.
     """
     if not arch.locations:
@@ -106,10 +108,11 @@ def budget_of(arch: Arch, prices: Priced | None = None, target: float | None = N
         state.patches for state in (arch.states[place + 1] for place in arch.locations) if isinstance(state, Tokens)
     ]
     wanted = cost(keeps) if target is None else target
-    if not least <= wanted < float("inf"):
-        raise InputError(
-            f"network {arch.id} takes {least:.4g} {unit} with one patch of each image: its budget must be at least that and "
-            f"finite, got {wanted:.4g}"
+    if not 0 < wanted < float("inf"):
+        raise InputError(f"a budget must be positive and finite, got {wanted:.4g}")
+    if wanted < least:
+        raise BudgetError(
+            f"network {arch.id} takes {least:.4g} {unit} with one patch of each image, more than the budget of {wanted:.4g}"
         )
     if target is not None and target > dense:
         raise InputError(

@@ -15,11 +15,12 @@ from torchvision.transforms.v2 import functional as vision
 from nas.data import DATASETS
 from nas.evaluate import accuracy
 from nas.launch import retrain_network
-from nas.runs import Run
+from nas.runs import Run, save_weights
 from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, fresh_network
 from nas.train.teachers import teacher_named
 from search_spaces import InputError
+from tests.nas.test_cascade import vit
 from tests.nas.toy import Toy, toy, toy_space
 
 MEAN, STD = (0.2, 0.4, 0.6), (0.1, 0.3, 0.5)
@@ -149,6 +150,21 @@ def test_a_run_of_another_image_size_sees_its_own(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = network(F.interpolate(images, (64, 64), mode="bilinear"))
     torch.testing.assert_close(teacher.scores(images, Recipe(1), 0), wanted)
+    Run.start(tmp_path / "p", "prune", {}, resume=False).save_network(arch, network.state_dict())
+    for name in (tmp_path / "r" / "weights.safetensors", tmp_path / "p"):
+        assert teacher_named(str(name), data_of(4)).described() == teacher.described()
+    (tmp_path / "a.json").write_text(arch.to_json())
+    Run.start(tmp_path / "s", "search", {}, resume=False)
+    blind = vit(16).with_classes(0)
+    save_weights(tmp_path / "e.safetensors", fresh_network(blind, 0).state_dict(), blind)
+    for name, message in (
+        (tmp_path / "a.json", "has no weights"),
+        (tmp_path / "none", "is no zoo name, timm:NAME"),
+        (tmp_path / "s", "is a search, whose winners have no weights yet; retrain one"),
+        (tmp_path / "e.safetensors", "is an encoder, which tells no classes apart"),
+    ):
+        with pytest.raises(InputError, match=message):
+            teacher_named(str(name), data_of(4))
 
 
 def test_a_student_follows_a_timm_teacher(tmp_path: Path) -> None:

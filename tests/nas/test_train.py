@@ -25,7 +25,7 @@ from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
 from nas.train.supernet import LARGEST, load_supernet, new_supernet, sandwich, space_named, train_supernet
 from search_spaces import SPACES, Arch, InputError
-from tests.nas.toy import toy, toy_space
+from tests.nas.toy import toy, toy_mobile_former, toy_space
 from tests.search_spaces.test_token_prune import hybrid, vit
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=5e-3)
@@ -386,6 +386,8 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     single = replace(RECIPE, batch_size=1)
     with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
         fit(nn.Sequential(nn.BatchNorm1d(4)), supervised(single, None), toy(8), single, tmp_path / "c.pt", "x")
+    with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
+        train_supernet(toy_mobile_former(), toy(), single, tmp_path / "s")
     with pytest.raises(InputError, match="no space called 'other'"):
         space_named("other", 4)
     with pytest.raises(InputError, match="must be positive"):

@@ -10,13 +10,12 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
-from typer.testing import CliRunner
 
 from compress import calibrate, counts_of, thresholds_of
 from compress.token_losses import Curve
-from nas.cli.main import app
 from nas.cost import macs
 from nas.data import DATASETS
+from nas.errors import BudgetError
 from nas.evaluate import accuracy, calibration_batches
 from nas.runs import Run, load_weights
 from nas.train import thresholds as learning
@@ -26,6 +25,7 @@ from nas.train.thresholds import THRESHOLD_LR, Budget, budget_of, dense_teacher,
 from search_spaces import Arch, InputError, zoo
 from search_spaces.blocks import MB3D, Head, Position, Stem, TokenPrune
 from search_spaces.tokens import Chosen
+from tests.cli.running import printed
 from tests.nas.toy import toy, toy_space
 from tests.search_spaces.test_token_prune import hybrid, vit
 
@@ -206,8 +206,13 @@ def test_what_cannot_be_learned_is_refused_before_a_folder_is_made(tmp_path: Pat
     with pytest.raises(InputError, match="no pruning location that could have a threshold; give one with token_prune"):
         budget_of(zoo.arch("deit_tiny_patch16_224"))
     for target in (0.0, float("inf"), float("nan")):
-        with pytest.raises(InputError, match=r"3 ms with one patch of each image: its budget must be at least that"):
+        with pytest.raises(InputError, match="a budget must be positive and finite, got"):
             budget_of(ARCH, Clock(), target)
+    with pytest.raises(BudgetError, match=r"3 ms with one patch of each image, more than the budget of 2"):
+        budget_of(ARCH, Clock(), 2.0)
+    with pytest.raises(BudgetError, match="with one patch of each image, more than the budget of 1"):
+        nas(tmp_path, ARCH, "--thresholds", "--target-cost", "1")
+    (tmp_path / "a.json").unlink()
     with pytest.raises(
         InputError, match="takes 129 ms with every patch kept, less than the budget of 130: give a smaller one"
     ):
@@ -224,16 +229,11 @@ def test_what_cannot_be_learned_is_refused_before_a_folder_is_made(tmp_path: Pat
 
 def nas(folder: Path, arch: Arch, *flags: str) -> dict[str, Any]:
     """What `nas retrain` of an architecture prints; raises what it raises."""
-    import json
-
     (folder / "a.json").write_text(arch.to_json())
-    words = ["retrain", str(folder / "a.json"), "--data", "toy", "--epochs", "1", "--batch-size", "32", "--json"]
+    words = ("retrain", folder / "a.json", "--data", "toy", "--epochs", 1, "--batch-size", 32, "--out", folder / "r")
     with patch.dict(DATASETS, {"toy": lambda path, image_size, seed: toy(64)}):
-        found = CliRunner().invoke(app, [*words, "--out", str(folder / "r"), *flags])
-    if found.exception is not None:
-        raise found.exception
-    printed: dict[str, Any] = json.loads(found.stdout)
-    return printed
+        found: dict[str, Any] = printed(*words, *flags)
+    return found
 
 
 def test_the_command_says_what_is_kept_and_what_it_costs(tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_the_command_holds_the_cost_that_it_is_given(tmp_path: Path) -> None:
     ("arch", "flags", "message"),
     [
         (ARCH, ("--target-cost", "1e6"), "add --thresholds"),
-        (ARCH, ("--thresholds", "--target-cost", "1"), "with one patch of each image: its budget must be at least"),
         (ARCH, ("--target", "cpu-ort-fp32-b1-t1"), "add --thresholds"),
         (ARCH, ("--table", "t.csv"), "add --thresholds"),
+        (ARCH, ("--foreign-table",), "add --thresholds"),
         (ARCH.keeping(adaptive=True), (), "need a budget to be trained; add --thresholds"),
         (toy_space().largest, ("--thresholds", "--target", "cpu-ort-fp32-b1-t1"), "no pruning location"),
     ],
