@@ -98,7 +98,7 @@ def time_elsewhere(
     if process.returncode < 0:
         raise InputError(
             f"the process that timed networks was killed (signal {-process.returncode}), for want of memory it seems; free some, "
-            "then pass --resume"
+            "then run it again, with --resume where the command has that"
         )
     raise RuntimeError("the process that times networks failed; its error is on stderr")
 

@@ -4,9 +4,10 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,10 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
 
 
-def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
-    """Write `network` in eval mode as ONNX for inputs of the shape of `example` (B, C, H, W); input `images`, output `logits`.
+def export_onnx(
+    network: nn.Module, example: Tensor, path: Path, notes: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Write `network` in eval mode as ONNX for inputs of the shape of `example` (B, C, H, W); input `images`, output `logits`; `notes` are its metadata.
 
     A network with thresholds keeps its data-dependent counts of patches, for images one by one.
 
@@ -72,13 +75,18 @@ def export_onnx(network: nn.Module, example: Tensor, path: Path) -> Path:
             "a network with thresholds keeps of each image a number of its own, so its file takes images one by one: pass a target "
             "of batch 1, or --static for the file of the network that keeps the mean numbers"
         )
-    return write_onnx(network, (example,), path, ["images"], ["logits"])
+    return write_onnx(network, (example,), path, ["images"], ["logits"], notes)
 
 
 def write_onnx(
-    network: nn.Module, examples: tuple[Tensor, ...], path: Path, inputs: Sequence[str], outputs: Sequence[str]
+    network: nn.Module,
+    examples: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write a network in eval mode as ONNX, for inputs of the shapes of `examples`."""
+    """Write a network in eval mode as ONNX, for inputs of the shapes of `examples`, with `notes` in its metadata."""
     network.eval()
     chatter = io.StringIO()  # the exporter reports its steps on stdout, which belongs to results
     verbosity = logging.getLogger("torch.onnx").level
@@ -98,7 +106,10 @@ def write_onnx(
     finally:
         logging.getLogger("torch.onnx").setLevel(verbosity)
     assert program is not None
-    atomic_write(path, program.model_proto.SerializeToString())
+    model = program.model_proto
+    for name, value in notes.items():
+        model.metadata_props.add(key=name, value=value)
+    atomic_write(path, model.SerializeToString())
     return path
 
 

@@ -1,5 +1,6 @@
 """What a network is exported as: ONNX, OpenVINO's own form or a program of torch.export, in float or, where it can be, in int8."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,28 +15,32 @@ from nas.export import SUFFIX as ONNX
 from nas.export import export_onnx
 from nas.files import atomic_write
 from nas.runtimes import RUNTIMES, Session
-from nas.runtimes.onnxruntime import batch_of
+from nas.runtimes.onnxruntime import batch_of, note_of, with_notes
 from nas.runtimes.openvino import SUFFIX as OPENVINO
-from nas.runtimes.openvino import graph_batch, write_graph
+from nas.runtimes.openvino import graph_batch, graph_note, write_graph
 from nas.runtimes.program import SUFFIX as PROGRAM
-from nas.runtimes.program import program_batch, write_program
+from nas.runtimes.program import program_batch, program_note, write_program
 from nas.runtimes.quantise import quantise
 from nas.scratch import scratch_dir
 from nas.target import Target
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
+from search_spaces.zoo.released import Normalisation
 
 __all__ = [
     "FORMATS",
+    "NORMALISATION",
     "Format",
     "file_target",
     "is_exported",
+    "normalisation_of",
     "open_exported",
     "range_images",
     "write_exported",
     "write_int8",
 ]
 
+NORMALISATION = "normalisation.json"  # what a file calls the mean and the deviation of its images
 RANGE_IMAGES = 64  # training images that tell the ranges of activations in int8
 
 
@@ -45,6 +50,7 @@ class Format:
 
     suffix: str
     batch_of: Callable[[Path], int]  # the batch size that a file takes
+    note_of: Callable[[Path, str], str | None]  # what a file says under a name
 
     @property
     def runtimes(self) -> list[str]:
@@ -58,9 +64,9 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(ONNX, batch_of),
-    "openvino": Format(OPENVINO, graph_batch),
-    "pt2": Format(PROGRAM, program_batch),
+    "onnx": Format(ONNX, batch_of, note_of),
+    "openvino": Format(OPENVINO, graph_batch, graph_note),
+    "pt2": Format(PROGRAM, program_batch, program_note),
 }
 
 
@@ -108,7 +114,14 @@ def check_fixed(arch: Arch, form: str, target: Target) -> None:
         )
 
 
-def write_exported(network: Network, form: str, target: Target, out: Path, ranges: Tensor | None = None) -> Path:
+def write_exported(
+    network: Network,
+    form: str,
+    target: Target,
+    out: Path,
+    ranges: Tensor | None = None,
+    normalisation: Normalisation | None = None,
+) -> Path:
     """Write a network in a format, for the target's batch, to a file in `out` that is named by its architecture.
 
     Args:
@@ -117,6 +130,7 @@ def write_exported(network: Network, form: str, target: Target, out: Path, range
         target: see `file_target`.
         out: the folder.
         ranges: for a target of int8, images (N, C, H, W) in whole batches, that tell the ranges of activations.
+        normalisation: mean and deviation of the images that it takes, which the file tells; None where they are its data set's.
 
     Raises:
         InputError: a network with thresholds, in a format or for a target that does not run them; or the file cannot be written.
@@ -124,19 +138,20 @@ def write_exported(network: Network, form: str, target: Target, out: Path, range
     arch, example = network.arch, network.arch.example(target.batch)
     check_fixed(arch, form, target)
     path = out / f"{arch.id}{'' if ranges is None else '.int8'}{FORMATS[form].suffix}"
+    notes = {} if normalisation is None else {NORMALISATION: json.dumps(normalisation)}
     if form == "pt2":
-        return write_program(network, example, path)
+        return write_program(network, example, path, notes)
     if form == "onnx" and ranges is None:
-        return export_onnx(network, example, path)
+        return export_onnx(network, example, path, notes)
     with tempfile.TemporaryDirectory(prefix="export-", dir=scratch_dir()) as folder:
         source = export_onnx(network, example, Path(folder) / f"network{ONNX}")
         if ranges is not None:
             write_int8(source, source, ranges, target.batch)
         graph = source.read_bytes()
     if form == "onnx":
-        atomic_write(path, graph)
+        atomic_write(path, with_notes(graph, notes) if notes else graph)
         return path
-    return write_graph(graph, path)
+    return write_graph(graph, path, notes)
 
 
 def range_images(data: Data, batch: int, seed: int) -> Tensor:
@@ -165,13 +180,36 @@ def is_exported(name: str) -> bool:
     return any(Path(name).suffix == form.suffix for form in FORMATS.values())
 
 
+def normalisation_of(path: Path) -> Normalisation | None:
+    """Mean and deviation of the images that a file of one of the formats takes; None where it does not tell, and takes them as its data set gives them.
+
+    Raises:
+        InputError: the file is missing or not whole.
+    """
+    text = _format_of(path).note_of(path, NORMALISATION)
+    if text is None:
+        return None
+    try:
+        pairs = zip(*json.loads(text), strict=True)
+        mean, std = zip(*((float(own), float(spread)) for own, spread in pairs), strict=True)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} takes images normalised by {text!r:.80}, which is no mean and deviation; export it again"
+        ) from error
+    return mean, std
+
+
+def _format_of(path: Path) -> Format:
+    return next(form for form in FORMATS.values() if form.suffix == path.suffix)
+
+
 def open_exported(path: Path) -> Session:
     """A session of a file of one of the formats, of the batch size that it takes, on one thread of the first runtime that reads it.
 
     Raises:
         InputError: the file is missing or not whole, or the package that reads it is not installed.
     """
-    form = next(form for form in FORMATS.values() if form.suffix == path.suffix)
+    form = _format_of(path)
     runtime = form.runtimes[0]
     Target("cpu", runtime, "fp32", 1, threads=1).check_here()
     return RUNTIMES[runtime].from_file(path, Target("cpu", runtime, "fp32", form.batch_of(path), threads=1))

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.cascade.files import export_cascade
+from nas.cascade.files import are_exits, export_cascade, open_exits
+from nas.cascade.running import BATCH as EXITS_AT_ONCE
 from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_file
-from nas.formats import file_target, is_exported, open_exported, range_images, write_exported
+from nas.formats import file_target, is_exported, normalisation_of, open_exported, range_images, write_exported
 from nas.latency import LatencyTable
-from nas.networks import Named, network_named
+from nas.networks import Named, network_named, renormalised
 from nas.peak_memory import peak_mb, weights_mb
 from nas.processes import leads
 from nas.progress import say
@@ -41,9 +42,11 @@ from search_spaces.arch import Arch, Network
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 from search_spaces.prepack import prepack
+from search_spaces.zoo.released import Normalisation
 
 __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supernet"]
 
+IMAGES_AT_ONCE = 250  # of an evaluation
 RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
 TIMED_IMAGES = 64  # that a file whose time depends on the image is timed on, one by one
 LOW_AGREEMENT = 0.95  # share of images with the same best class, below which a file in int8 is said to differ
@@ -128,10 +131,11 @@ def retrain_network(
 
     Raises:
         InputError: no such network or teacher, an encoder without one, they do not fit the data, or what is set needs something that is not.
+        BudgetError: thresholds cannot hold `target_cost`.
     """
     _check_flags(
         thresholds,
-        {"--table": table, "--target": target, "--target-cost": target_cost},
+        {"--table": table, "--target": target, "--target-cost": target_cost, "--foreign-table": foreign or None},
         teacher,
         {"--teacher-weight": teacher_weight, "--temperature": temperature},
     )
@@ -243,42 +247,56 @@ def evaluate_network(
     weights: Path | None = None,
     budget_ms: float | None = None,
 ) -> dict[str, Any]:
-    """`nas evaluate`: accuracy of a run, a checkpoint or an exported file, and milliseconds per image, those of loading left out.
+    """`nas evaluate`: accuracy of a run, a checkpoint, an exported file or a folder of a cascade's, and milliseconds per image, those of loading left out.
+
+    A cascade runs whole: `acc` is its last exit's, and `exits` has that of each.
 
     Raises:
         InputError: no such network or split, or the data has another number of classes.
     """
     chosen = split_named(split)
+    taken: Normalisation | None = None  # images as a file takes them
+    size = IMAGES_AT_ONCE
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    if is_exported(name):
+    if is_exported(name) or are_exits(Path(name)):
         if weights is not None:
             raise InputError(f"{name} holds its weights; leave out --weights")
-        session = open_exported(Path(name))
+        if budget_ms is not None:
+            raise InputError(f"--budget-ms chooses a winner of a search run, and {name} is none; leave it out")
+        session = open_exported(Path(name)) if is_exported(name) else open_exits(Path(name))
+        taken = normalisation_of(Path(name)) if is_exported(name) else None
         classes, image_size, run = session.classes, session.image_size, session.run
     else:
-        named = network_named(name, budget_ms, weights)
+        named = network_named(name, budget_ms, weights, cascades=True)
         if named.network is None and named.supernet is None:
             raise InputError(f"{name} has no weights to evaluate; give a run, a checkpoint, or --weights FILE")
         named = named.seeing(load_data(dataset, image_size=named.arch.image_size))
         network = named.with_weights(seed=0)
+        size = EXITS_AT_ONCE if isinstance(named.arch, Cascade) else size
         classes, image_size, run = named.arch.classes, named.arch.image_size, _eager(network)
     data = load_for(name, dataset, image_size, classes)
-    hits, seconds = 0, 0.0
+    hits: Any = 0  # (exits,)
+    seconds = 0.0
     count = min(limit or data.size(chosen), data.size(chosen))
-    for images, labels in data.loader(chosen, 250, limit=limit):
+    for images, labels in data.loader(chosen, size, limit=limit):
+        given = renormalised(images, data, taken).numpy()
         started = time.perf_counter()
-        found = run(images.numpy())
+        found = run(given)
         seconds += time.perf_counter() - started
-        hits += int((found.argmax(1) == labels.numpy()).sum())
-    return {"acc": hits / count, "images": count, "ms_per_image": 1000 * seconds / count}
+        hits += (found.reshape(len(found), -1, classes).argmax(2) == labels.numpy()[:, None]).sum(0)
+    accs = (hits / count).tolist()
+    exits = {"exits": [{"acc": acc} for acc in accs]} if len(accs) > 1 else {}
+    return {"acc": accs[-1], "images": count, "ms_per_image": 1000 * seconds / count, **exits}
 
 
 def _eager(network: Network) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Images -> logits (N, classes), or those of a cascade's exits (N, exits, classes)."""
     packed = prepack(network)
 
     @torch.no_grad()
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = packed(torch.from_numpy(images)).numpy()
+        found = packed(torch.from_numpy(images))
+        logits: NDArray[np.float32] = (torch.stack(found, 1) if isinstance(found, list) else found).numpy()
         return logits
 
     return run
@@ -314,13 +332,15 @@ def export_network(
     named = network_named(name, budget_ms, weights, cascades=True)
     if isinstance(named.arch, Cascade):
         return _export_cascade(named, wanted, prices, dataset, out, seed, fixed=static)
+    if static and named.arch.keeping(adaptive=False) == named.arch:
+        raise InputError(f"--static fixes what thresholds choose, and {name} has none; leave it out")
     named = named.static() if static else named
     if int8 and dataset is None:
         dataset = _own_data(name, named)
     network = named.with_weights(seed)
     ranges = _ranges(named, dataset, wanted.batch, seed) if int8 else None
     images = _check_images(named, dataset, wanted.batch)
-    path = write_exported(network, form, wanted, out, ranges)
+    path = write_exported(network, form, wanted, out, ranges, named.normalisation)
     checked = check_file(path, network, images, wanted)
     if int8 and checked.top1_agreement < LOW_AGREEMENT:
         say(f"in int8, the best class is another one on {1 - checked.top1_agreement:.1%} of {checked.images} images")

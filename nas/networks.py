@@ -27,7 +27,7 @@ from search_spaces.zoo import with_new_head
 from search_spaces.zoo.checkpoint import SUFFIXES, arch_in
 from search_spaces.zoo.released import Normalisation
 
-__all__ = ["Named", "network_named"]
+__all__ = ["Named", "network_named", "renormalised"]
 
 HOLDING = ("cascade", "prune")  # kinds of runs that hold a network, beside retrain's
 
@@ -54,13 +54,7 @@ class Named:
 
     def seen(self, images: Tensor, data: Data) -> Tensor:
         """Images (N, C, H, W) that are normalised as `data` does, normalised as those that the network was trained on."""
-        if self.normalisation is None:
-            return images
-        (own_mean, own_std), (mean, std) = (
-            [torch.tensor(values).view(-1, 1, 1) for values in pair]
-            for pair in (self.normalisation, (data.mean, data.std))
-        )
-        return (images * std + mean - own_mean) / own_std
+        return renormalised(images, data, self.normalisation)
 
     def at(self, image_size: int) -> "Named":
         """The same network for images of another size, what belongs to a grid interpolated.
@@ -127,6 +121,16 @@ class Named:
         return supernet.extract(self.arch, supernet.recalibrate(self.arch, calibration_batches(data, seed)))
 
 
+def renormalised(images: Tensor, data: Data, wanted: Normalisation | None) -> Tensor:
+    """Images (N, C, H, W) that are normalised as `data` does, by a mean and a deviation of their own; None for those of `data`."""
+    if wanted is None:
+        return images
+    (own_mean, own_std), (mean, std) = (
+        [torch.tensor(values).view(-1, 1, 1) for values in pair] for pair in (wanted, (data.mean, data.std))
+    )
+    return (images * std + mean - own_mean) / own_std
+
+
 def network_named(
     name: str, budget_ms: float | None = None, weights: Path | None = None, *, cascades: bool = False
 ) -> Named:
@@ -154,7 +158,7 @@ def network_named(
     if isinstance(found.arch, Cascade) and not cascades:
         raise InputError(
             f"{name} is a cascade, which has several exits, and this command takes networks of one; those for cascades are "
-            "nas cascade train, calibrate, run, bench and export"
+            "nas cascade train, calibrate, run, bench and export, nas describe, evaluate, export and profile"
         )
     return found
 

@@ -126,7 +126,7 @@ class Samples:
         try:
             yield
         except OSError as error:
-            mend = "free the space or choose another --out, then pass --resume"
+            mend = "free the space or choose another --out, and run it again, with --resume where the command has that"
             raise InputError(f"cannot write {self.path}: {error.strerror}; {mend}") from error
 
     def _write(self, value: dict[str, Any], force: bool) -> None:

@@ -15,9 +15,9 @@ from search_spaces.blocks.reuse import Passed
 from search_spaces.cascade import CascadeNetwork
 from search_spaces.prepack import prepack
 
-__all__ = ["Timed", "bench", "exit_ms", "prepacked", "until_each"]
+__all__ = ["ROUNDS", "Timed", "bench", "exit_ms", "prepacked", "until_each"]
 
-WARM_UP, ROUNDS = 2, 25  # visits of each exit before those that count, and those, at most
+WARM_UP, ROUNDS = 2, 25  # visits of each exit before those that count, and those
 
 
 @dataclass(frozen=True)
@@ -85,5 +85,5 @@ def bench(
             seconds[name] += time.perf_counter() - started
     logits, taken = (torch.cat(parts) for parts in zip(*given["early"], strict=True))
     full = torch.cat(given["full"])
-    stages = exit_ms(network, first, batch, rounds=max(1, min(ROUNDS, len(first) // batch)))
+    stages = exit_ms(network, first, batch, ROUNDS)
     return Timed(stages, seconds["early"], seconds["full"], logits, taken, full)

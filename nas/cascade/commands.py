@@ -1,7 +1,8 @@
 """What the commands of `nas cascade` do, from names and folders to results."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import compress
-from nas.cascade.bench import bench, exit_ms, prepacked
+from nas.cascade.bench import ROUNDS, bench, exit_ms, prepacked
 from nas.cascade.costs import until_macs, until_ms
 from nas.cascade.files import export_cascade
 from nas.cascade.running import every_exit, run_early
@@ -22,17 +23,18 @@ from nas.data import load as load_data
 from nas.files import read_json, write_json
 from nas.networks import network_named
 from nas.progress import say
+from nas.runs import WEIGHTS, Run, digest
 from nas.tables import find_table, space_of
 from nas.target import Target, fingerprint
 from nas.train.loop import Recipe
+from search_spaces import zoo
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["Prices", "bench_run", "calibrate_run", "export_named", "run_run", "train_named"]
+__all__ = ["Prices", "bench_run", "calibrate_named", "export_named", "run_run", "train_named"]
 
 THRESHOLDS = "thresholds.json"
-ROUNDS = 25  # that an exit's time is the median of
-TIMED = 256  # images that exits are timed on, at most
+TIMED = 256  # images that exits are timed on, or one batch where that is more
 
 
 def train_named(
@@ -108,16 +110,24 @@ class Prices:
         return self.table is not None or self.target is not None
 
 
-def calibrate_run(
-    path: Path, dataset: str, *, budget_ms: float | None, budget_macs: float | None, prices: Prices
+def calibrate_named(
+    name: str,
+    dataset: str,
+    *,
+    budget_ms: float | None,
+    budget_macs: float | None,
+    prices: Prices,
+    weights: Path | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """`nas cascade calibrate`: thresholds for a mean cost of an image on search-validation, written beside the weights.
 
+    Those are a run's, or with `out` any cascade's that has weights, which are put there with it; again for another budget, too.
     Milliseconds are those of whole batches, as a table predicts them or as torch takes them on this machine.
 
     Raises:
-        InputError: no such run, data of other classes, not one budget, a table of another machine or without the cascade's rows, or
-            options that do not go together.
+        InputError: no such network, data of other classes, not one budget, a table of another machine or without the cascade's rows,
+            options that do not go together, or an `out` that holds another network.
         BudgetError: even the first exit costs more.
     """
     if (budget_ms is None) == (budget_macs is None):
@@ -132,8 +142,14 @@ def calibrate_run(
         raise InputError(
             "--batch and --threads are of torch, a target has its own; leave them out, or --table and --target"
         )
-    network, _ = load_cascade(path)
+    if out is None and (weights is not None or name in zoo.names() or Path(name).is_file()):
+        raise InputError(
+            f"thresholds lie with a cascade's weights; pass --out, a folder for them and those of {name}, or give the "
+            "folder of a run without it"
+        )
+    network = load_cascade(Path(name))[0] if out is None else _any(name, weights)
     data = _data_for(network, dataset)
+    path = Path(name) if out is None else _put(network, out)
     costs, how = _costs(network, data, unit, prices)
     confidence, hits = every_exit(network, data, "val")
     thresholds = solve(confidence, costs, budget)
@@ -152,6 +168,27 @@ def calibrate_run(
     return found
 
 
+def _put(network: CascadeNetwork, out: Path) -> Path:
+    """Make `out` a run that holds the network, if it is not."""
+    state = dict(network.state_dict())
+    run = Run.start(out, "cascade", {"arch": network.arch.id, "start": digest(state)}, resume=True)
+    with run.locked():
+        if run.summary is None:
+            run.save_network(network.arch, state)
+            run.finish({"weights": str(out / WEIGHTS)})
+    return out
+
+
+def _any(name: str, weights: Path | None) -> CascadeNetwork:
+    """That of any name, with its weights."""
+    network = network_named(name, weights=weights, cascades=True).network
+    if network is None:
+        raise InputError(f"{name} has no weights; give a checkpoint, a run, or --weights FILE")
+    if not isinstance(network, CascadeNetwork):
+        raise InputError(f"{name} has one exit; give a cascade, or make one with `nas cascade train`")
+    return network.eval()
+
+
 def _costs(
     network: CascadeNetwork, data: Data, unit: str, prices: Prices
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -163,9 +200,25 @@ def _costs(
     how = {"batch": target.batch, "threads": target.threads, "machine": fingerprint(target)}
     if unit == "macs":
         return until_macs(network.arch), {"target": None, "table": None, **how}
-    torch.set_num_threads(threads)
-    costs = exit_ms(prepacked(network), _images(data, "val", TIMED), target.batch, ROUNDS)
+    images = _images(data, "val", max(TIMED, target.batch))
+    if len(images) < target.batch:
+        raise InputError(
+            f"search-validation has {len(images)} images, fewer than --batch {target.batch}; give a smaller one"
+        )
+    with _threads(threads):
+        costs = exit_ms(prepacked(network), images, target.batch, ROUNDS)
     return costs, {"target": target.name, "table": None, **how}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """With so many threads of torch, and as many as before behind it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _predicted(cascade: Cascade, prices: Prices) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -209,7 +262,7 @@ def bench_run(
     """
     network, thresholds, data, chosen = _ready(path, dataset, split, threads)
     batches = (images for images, _ in data.loader(chosen, batch, limit=limit))
-    first = _images(data, chosen, min(limit or TIMED, TIMED))
+    first = _images(data, chosen, min(limit or data.size(chosen), max(TIMED, batch)))
     timed = bench(network, batches, first, thresholds, batch, seed)
     hits, count = _hits(timed.logits, data, chosen), len(timed.logits)
     left = _exits(hits, timed.taken, len(network.parts))

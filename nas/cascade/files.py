@@ -1,5 +1,6 @@
 """A cascade as ONNX files, one of each exit: what a stage passes on is among its outputs, and the next one's inputs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,15 @@ from nas.cascade.costs import until_ms
 from nas.export import Checked, write_onnx
 from nas.latency import LatencyTable
 from nas.peak_memory import peak_mb, weights_mb
-from nas.runtimes.onnxruntime import Chain
+from nas.runs import CONFIG, digest
+from nas.runtimes.onnxruntime import Chain, note_of
 from nas.target import Target
 from nas.timing import ROUNDS, settled, time_opened
 from search_spaces.blocks.reuse import Passed
 from search_spaces.cascade import Cascade, CascadeNetwork
 from search_spaces.errors import InputError
 
-__all__ = ["check_exits", "export_cascade", "export_exits"]
+__all__ = ["are_exits", "check_exits", "export_cascade", "export_exits", "open_exits"]
 
 BATCH = 32  # images that the network is compared on at a time
 CLOSE = 1e-3  # times the largest logit, if above 1
@@ -47,6 +49,7 @@ def _tensors(network: CascadeNetwork, number: int, passed: Passed) -> tuple[Tens
 
 
 NAMES = ("tokens", "relations")  # of outputs; as inputs of the next file, `_in` follows
+WHOLE = "cascade.json"  # what a file calls the export that it is of
 
 
 @torch.no_grad()
@@ -56,21 +59,51 @@ def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path
     All take the very same images (batch, channels, H, W), of the cascade's size; the file of a stage of smaller ones makes them smaller.
 
     Raises:
-        InputError: the folder has files of more exits.
+        InputError: the folder has files of more exits, or holds a run.
     """
-    if (folder / f"exit_{len(network.parts)}.onnx").exists():
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds a run; choose another --out")
+    if _path(folder, len(network.parts)).exists():
         raise InputError(f"{folder} has files of a cascade with more exits; choose another --out")
     network.eval()
     images, paths = network.arch.example(batch), list[Path]()
+    whole = {"exits": len(network.parts), "batch": batch, "weights": digest(network.state_dict())}
+    notes = {WHOLE: json.dumps(whole)}
     given: tuple[Tensor, ...] = ()
     for number in range(len(network.parts)):
         module = _Exit(network, number)
         found = module(images, *given)
         ins, outs = [f"{name}_in" for name in NAMES[: len(given)]], list(NAMES[: len(found) - 1])
-        path = folder / f"exit_{number}.onnx"
-        paths.append(write_onnx(module, (images, *given), path, ["images", *ins], ["logits", *outs]))
+        names = ["images", *ins], ["logits", *outs]
+        paths.append(write_onnx(module, (images, *given), _path(folder, number), *names, notes))
         given = found[1:]
     return paths
+
+
+def are_exits(folder: Path) -> bool:
+    """Whether a folder holds files of a cascade's exits."""
+    return _path(folder, 0).is_file()
+
+
+def open_exits(folder: Path) -> Chain:
+    """The files of a folder that `export_exits` wrote, to run one after the other, of the batch size that they take, on one thread.
+
+    Raises:
+        InputError: a file is missing, not whole, or of another export than the first.
+    """
+    first = note_of(_path(folder, 0), WHOLE)
+    if first is None:
+        raise InputError(f"{_path(folder, 0)} does not say which cascade it is an exit of; export that again")
+    whole = json.loads(first)
+    paths = [_path(folder, number) for number in range(whole["exits"])]
+    strange = next((path for path in paths if note_of(path, WHOLE) != first), None)
+    if strange is not None:
+        raise InputError(f"{strange} is of another export than {paths[0].name}; export the cascade again")
+    return Chain(paths, Target("cpu", "ort", "fp32", whole["batch"], threads=1))
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"exit_{number}.onnx"
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from nas.data import Data, Split
 from search_spaces.blocks.reuse import Passed
 from search_spaces.cascade import CascadeNetwork
 
-__all__ = ["every_exit", "run_early"]
+__all__ = ["BATCH", "every_exit", "run_early"]
 
-BATCH = 64
+BATCH = 64  # images at a time: maps of relations are large
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ NETWORKS = (
     "A cascade (zoo name, checkpoint, architecture file or run), or two networks or more from coarse to fine, as nas retrain "
     "takes them."
 )
-RUN = "Folder that `nas cascade train` wrote."
+CALIBRATED = "Folder that `nas cascade train` wrote; with --out, any cascade with weights: a checkpoint, or a zoo name and --weights."
+RUN = "Folder that `nas cascade train` wrote, or `nas cascade calibrate` with --out."
 EXPORTED = "Folder that `nas cascade train` wrote, checkpoint, architecture file, or zoo name (random weights, without --weights)."
 cascade = typer.Typer(
     help="A cascade of ViTs from coarse to fine, where images leave at the first exit that is sure (DVT).",
@@ -89,8 +90,9 @@ def train(
 
 @cascade.command(cls=Command)
 def calibrate(
-    run: Folder,
+    network: Annotated[str, typer.Argument(help=CALIBRATED)],
     data: DataName,
+    weights: Weights = None,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="Mean milliseconds of an image.")] = None,
     budget_macs: Annotated[float | None, typer.Option("--budget-macs", help="Mean MACs of an image.")] = None,
     table: TablePath = None,
@@ -100,16 +102,20 @@ def calibrate(
         int | None, typer.Option("--batch", min=1, help="Images at a time that torch is timed on.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to put the network and its thresholds in; without it, the run's own.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Solve for thresholds that hold a budget on search-validation, and keep them in the run's folder.
+    """Solve for thresholds that hold a budget on search-validation, and keep them in the run's folder, or in --out.
 
     Milliseconds are those of --table or --target, without either of torch on this machine.
     """
-    from nas.cascade.commands import Prices, calibrate_run
+    from nas.cascade.commands import Prices, calibrate_named
 
     prices = Prices(table, target, foreign_table, batch, threads)
-    show(calibrate_run(run, data, budget_ms=budget_ms, budget_macs=budget_macs, prices=prices), json)
+    budgets = {"budget_ms": budget_ms, "budget_macs": budget_macs}
+    show(calibrate_named(network, data, **budgets, prices=prices, weights=weights, out=out), json)
 
 
 @cascade.command(cls=Command)

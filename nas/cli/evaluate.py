@@ -13,7 +13,7 @@ def evaluate(
     network: Annotated[
         str,
         typer.Argument(
-            help="Retrain run, search run, checkpoint, contours_vit, digits_vit, zoo name, timm:NAME, hf:NAME, or exported file (.onnx, .xml, .pt2)."
+            help="Retrain run, search run, checkpoint, contours_vit, digits_vit, zoo name, timm:NAME, hf:NAME, exported file (.onnx, .xml, .pt2), or folder of a cascade's files."
         ),
     ],
     data: DataName,

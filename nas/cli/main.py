@@ -64,7 +64,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    _fail("interrupted; the same command with --resume goes on", INTERRUPTED)
+    _fail("interrupted; the same command goes on with --resume, where it has that, or starts anew", INTERRUPTED)
 
 
 def main() -> None:
@@ -80,5 +80,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}; free the space and add --resume", BAD_INPUT
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; free the space and run it again, with --resume "
+            "where the command has that",
+            BAD_INPUT,
         )

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,26 @@ def batch_of(path: Path) -> int:
     return max(1, *sizes) if sizes else 1
 
 
+def note_of(path: Path, name: str) -> str | None:
+    """What an ONNX file says under a name in its metadata; None where it says nothing.
+
+    Raises:
+        InputError: the file is missing or not ONNX.
+    """
+    return next((own.value for own in read_file(path).metadata_props if own.key == name), None)
+
+
+def with_notes(graph: bytes, notes: Mapping[str, str]) -> bytes:
+    """The ONNX graph with more in its metadata."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    for name, value in notes.items():
+        model.metadata_props.add(key=name, value=value)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 class Session:
     """A network in ONNX Runtime; implements `nas.runtimes.Session`.
 
@@ -261,6 +281,16 @@ class Chain:
     def close(self) -> None:
         """Give the memory back; the files stay."""
         self._live = []
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of each side of the images that all take."""
+        return int(self._images.shape[-1])
+
+    @property
+    def classes(self) -> int:
+        """Class scores that each file gives for an image."""
+        return int(self.run(self._images).shape[2])
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) -> logits (N, files, classes), in batches of the target's size, the last one padded."""

@@ -4,8 +4,10 @@ import io
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ __all__ = [
     "from_file",
     "from_prepared",
     "graph_batch",
+    "graph_note",
     "lacks",
     "prepare",
     "weights_of",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 SUFFIX = ".xml"  # of OpenVINO's own files; the weights lie beside them
+
+NOTES = "nas"  # what of a file's runtime information is ours
 
 QUANTISES = "FakeQuantize"  # the operator by which OpenVINO rounds activations
 STAYS = (
@@ -85,8 +90,8 @@ def from_file(path: Path, target: Target) -> "Session":
     return Session(_compile(path, target, str(path)), target, str(path))
 
 
-def write_graph(graph: bytes, path: Path) -> Path:
-    """Write an ONNX graph in OpenVINO's own form: `path`, and beside it the weights, as they are in the graph.
+def write_graph(graph: bytes, path: Path, notes: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write an ONNX graph in OpenVINO's own form: `path`, which has the `notes` in it, and beside it the weights, as they are in the graph.
 
     At no moment does a file lie beside weights that are not its own.
 
@@ -97,8 +102,11 @@ def write_graph(graph: bytes, path: Path) -> Path:
 
     with atomic_path(path) as temporary:
         weights = weights_of(temporary)
+        model = _read(graph, path.name)
+        for name, value in notes.items():
+            model.set_rt_info(value, [NOTES, name])
         try:
-            openvino.save_model(_read(graph, path.name), temporary, compress_to_fp16=False)
+            openvino.save_model(model, temporary, compress_to_fp16=False)
         except RuntimeError as error:
             raise InputError(
                 f"OpenVINO cannot write {path} ({_reason(error)}); free the space or choose another --out"
@@ -114,6 +122,16 @@ def write_graph(graph: bytes, path: Path) -> Path:
 def weights_of(path: Path) -> Path:
     """Where the weights of a file in OpenVINO's own form lie."""
     return path.with_suffix(".bin")
+
+
+def graph_note(path: Path, name: str) -> str | None:
+    """What a file in OpenVINO's own form notes under a name; None where it says nothing.
+
+    Raises:
+        InputError: as `graph_batch`.
+    """
+    graph = _read(path, str(path))
+    return str(graph.get_rt_info([NOTES, name]).value) if graph.has_rt_info([NOTES, name]) else None
 
 
 def graph_batch(path: Path) -> int:

@@ -8,8 +8,9 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from search_spaces.errors import InputError
 if TYPE_CHECKING:  # takes a second to import, which sessions of other files need not wait for
     from torch.export.pt2_archive import PT2ArchiveReader
 
-__all__ = ["SUFFIX", "Program", "program_batch", "read_program", "write_program"]
+__all__ = ["SUFFIX", "Program", "program_batch", "program_note", "read_program", "write_program"]
 
 SUFFIX = ".pt2"
 ARCH, BATCH = "arch.json", "batch"  # what is written beside the program: what it computes, and for how many images
@@ -70,14 +71,17 @@ class Program(nn.Module):
         return self
 
 
-def write_program(network: Network, example: Tensor, path: Path) -> Path:
-    """Write `network` in eval mode as a program for inputs of the shape of `example` (B, C, H, W)."""
+def write_program(
+    network: Network, example: Tensor, path: Path, notes: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Write `network` in eval mode as a program for inputs of the shape of `example` (B, C, H, W), and the `notes` beside it in the file."""
     program = torch.export.export(network.eval(), (example,))
     program.example_inputs = None  # which would be pickled
     for node in program.graph.nodes:
         node.meta = {name: value for name, value in node.meta.items() if name == "val"}  # not where it is in our source
     with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={ARCH: network.arch.to_json(), BATCH: str(len(example))})
+        about = {ARCH: network.arch.to_json(), BATCH: str(len(example))}
+        torch.export.save(program, temporary, extra_files={**notes, **about})
     return path
 
 
@@ -108,6 +112,21 @@ def program_batch(path: Path) -> int:
         InputError: as `read_program`.
     """
     return _about(path, _content(path))[1]
+
+
+def program_note(path: Path, name: str) -> str | None:
+    """What a program's file notes under a name; None where it says nothing.
+
+    Raises:
+        InputError: as `read_program`.
+    """
+    from torch.export.pt2_archive import PT2ArchiveReader
+
+    content = _content(path)
+    _about(path, content)
+    reader = PT2ArchiveReader(io.BytesIO(content))
+    known = f"extra/{name}" in reader.get_file_names()
+    return str(reader.read_string(f"extra/{name}")) if known else None
 
 
 def _content(path: Path) -> bytes:

@@ -1,30 +1,37 @@
 """Early exit: thresholds for a budget, images that leave, and the group of commands from training to files."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from nas.cascade.bench import until_each
+from nas.cascade.costs import until_macs
 from nas.cascade.files import check_exits, export_exits
 from nas.cascade.running import every_exit, run_early
 from nas.cascade.thresholds import exits_taken, mean_cost, shares_of, solve, thresholds_for
+from nas.cascade.training import load_cascade
 from nas.cost import macs, params
 from nas.data import DATASETS
 from nas.describe import describe
 from nas.errors import BudgetError
+from nas.export import write_onnx
 from nas.launch import export_network
 from nas.networks import network_named
-from nas.runs import Run, read_arch
+from nas.runs import Run, digest, read_arch, save_weights
 from nas.target import Target
 from nas.train.retrain import fresh_network
 from search_spaces import Arch, Cascade, InputError, zoo
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Reuse
 from search_spaces.cascade import CascadeNetwork, linked
+from tests.cli.running import printed
 from tests.nas.toy import toy
 
 COSTS = np.array([1.0, 3.0, 7.0])
@@ -92,15 +99,7 @@ def test_images_leave_with_the_logits_of_their_exit() -> None:
 
 
 def nas(*words: object) -> Any:
-    """What a command prints, or the error that it ends with."""
-    from nas.cli.main import app
-
-    found = CliRunner().invoke(app, list(map(str, ("cascade", *words, "--json"))))
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    import json
-
-    return json.loads(found.stdout)
+    return printed("cascade", *words)
 
 
 @pytest.fixture
@@ -136,12 +135,55 @@ def test_from_two_networks_to_files(tmp_path: Path) -> None:
     ran = nas("run", run, "--data", "toy", "--split", "val", "--batch", 16)
     assert ran["acc"] == pytest.approx(calibrated["val_acc"]) and ran["images"] == 512
     assert [own["share"] for own in ran["exits"]] == calibrated["shares"]
+    with mock.patch("nas.cascade.bench.until_each", wraps=until_each) as visits:
+        benched = nas("bench", run, "--data", "toy", "--batch", 300)
+    assert [len(call.args[1]) for call in visits.call_args_list] == [300] * 27, "25, and two before they count"
     benched = nas("bench", run, "--data", "toy", "--batch", 16)
     assert benched["baseline_acc"] == trained["test_acc"][-1]
     assert min(benched[name] for name in ("throughput", "ideal_throughput", "baseline_throughput")) > 0
-    assert benched["exits"][0]["ms"] < benched["exits"][1]["ms"]
-    timed = nas("calibrate", run, "--data", "toy", "--budget-ms", 1000)
-    assert timed["shares"] == [0, 1] and timed["costs"][0] < timed["costs"][1]
+    early = nas("run", run, "--data", "toy", "--batch", 16)
+    assert benched["acc"] == pytest.approx(early["acc"])
+    for own, wanted in zip(benched["exits"], early["exits"], strict=True):
+        assert own["share"] == wanted["share"] and own["acc"] == pytest.approx(wanted["acc"])
+    mean = sum(own["share"] * own["ms"] for own in benched["exits"])
+    assert benched["ideal_throughput"] == pytest.approx(1000 / mean)
+    timed = nas("calibrate", run, "--data", "toy", "--budget-ms", 1000, "--batch", 300)
+    assert timed["shares"] == [0, 1] and (timed["target"], timed["batch"]) == ("cpu-eager-fp32-b300-t1", 300)
+    with pytest.raises(InputError, match="search-validation has 512 images, fewer than --batch 513"):
+        nas("calibrate", run, "--data", "toy", "--budget-ms", 1000, "--batch", 513)
+    whole = printed("evaluate", run, "--data", "toy")
+    assert [own["acc"] for own in whole["exits"]] == pytest.approx(trained["test_acc"])
+    assert whole["acc"] == whole["exits"][-1]["acc"] and whole["images"] == 512
+
+
+@pytest.mark.usefixtures("data")
+def test_a_checkpoint_is_calibrated_into_a_folder_that_runs(tmp_path: Path) -> None:
+    arch = linked([vit(16), vit(8)])
+    state = fresh_network(arch, 0).state_dict()
+    save_weights(tmp_path / "cascade.safetensors", state, arch)
+    flags = ("--data", "toy", "--budget-macs", sum(until_macs(arch)) / 2)
+    with pytest.raises(InputError, match="pass --out, a folder for them and those of "):
+        nas("calibrate", tmp_path / "cascade.safetensors", *flags)
+    found = nas("calibrate", tmp_path / "cascade.safetensors", *flags, "--out", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "thresholds.json").read_text()) == found
+    ran = nas("run", tmp_path / "run", "--data", "toy", "--split", "val", "--batch", 64)
+    assert [own["share"] for own in ran["exits"]] == found["shares"] and ran["acc"] == pytest.approx(found["val_acc"])
+    assert digest(load_cascade(tmp_path / "run")[0].state_dict()) == digest(state)
+    more = (*flags[:-1], sum(until_macs(arch)))
+    again = nas("calibrate", tmp_path / "cascade.safetensors", *more, "--out", tmp_path / "run")
+    assert again["budget"] == more[-1] and json.loads((tmp_path / "run" / "thresholds.json").read_text()) == again
+    (tmp_path / "arch.json").write_text(arch.to_json())
+    save_weights(tmp_path / "other.safetensors", fresh_network(arch, 1).state_dict(), arch)
+    for name, out, message in (
+        (tmp_path / "other.safetensors", "run", "holds a run with start = .*; choose another --out"),
+        (tmp_path / "arch.json", "none", "has no weights; give a checkpoint"),
+        ("contours_vit", "none", "contours_vit has one exit; give a cascade"),
+    ):
+        with pytest.raises(InputError, match=message):
+            nas("calibrate", name, *flags, "--out", tmp_path / out)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match="holds a run; choose another --out"):
+        nas("export", tmp_path / "run", "--out", tmp_path / "run")
 
 
 @pytest.mark.usefixtures("data")
@@ -164,6 +206,7 @@ def test_what_is_not_to_be_reused_is_not_and_one_name_is_a_cascade(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
     ("features", "sizes", "patches"), [(True, (32, 32, 32), (16, 8, 4)), (False, (16, 32, 16), (8, 8, 2))]
 )
@@ -188,6 +231,9 @@ def test_files_of_every_exit_in_a_row(
     images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in paths]
     shapes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in images]
     assert shapes == [[2, 3, 32, 32]] * 3
+    whole = printed("evaluate", tmp_path / "files", "--data", "toy")
+    wanted = every_exit(network_named(str(name), cascades=True).with_weights(0), toy(512), "test")[1].mean(0)
+    assert [own["acc"] for own in whole["exits"]] == pytest.approx(wanted.tolist(), abs=0.01) and whole["images"] == 512
     with pytest.raises(InputError, match="has files of a cascade with more exits; choose another --out"):
         export_exits(linked([vit(16), vit(8)]).build(), 1, tmp_path / "files")
     network = network_named(str(name), cascades=True).with_weights(0)
@@ -195,6 +241,31 @@ def test_files_of_every_exit_in_a_row(
     target = Target.parse("cpu-ort-fp32-b2-t1")
     odd = check_exits(network, paths, torch.cat([arch.example(2, seed=1), arch.example(1)]), target)
     assert [one.images for one in odd] == [3, 3, 3] and all(one.top1_agreement == 1 for one in odd)
+    if features:
+        shutil.copytree(tmp_path / "files", tmp_path / "mixed")
+        other = fresh_network(arch, 1)
+        assert isinstance(other, CascadeNetwork)
+        export_exits(other, 2, tmp_path / "others")
+        for file, message in (
+            (tmp_path / "others" / "exit_1.onnx", "exit_1.onnx is of another export than exit_0.onnx"),
+            (None, "exit_1.onnx does not exist"),
+            (
+                write_onnx(vit(8).build(), (arch.example(),), tmp_path / "a.onnx", ["images"], ["logits"]),
+                "does not say",
+            ),
+        ):
+            wrong = tmp_path / "mixed" / ("exit_0.onnx" if "say" in message else "exit_1.onnx")
+            wrong.unlink()
+            if file is not None:
+                shutil.copy(file, wrong)
+            with pytest.raises(InputError, match=message):
+                printed("evaluate", tmp_path / "mixed", "--data", "toy")
+        for flags, message in (
+            (("--weights", paths[0]), "holds its weights; leave out --weights"),
+            (("--budget-ms", 1), "--budget-ms chooses a winner of a search run"),
+        ):
+            with pytest.raises(InputError, match=message):
+                printed("evaluate", tmp_path / "files", "--data", "toy", *flags)
     with pytest.raises(InputError, match="gives other scores than the cascade, by nan, and was removed"):
         check_exits(network, paths, float("nan") * arch.example(2), target)
     assert not any(path.exists() for path in paths)

@@ -44,6 +44,7 @@ from search_spaces.blocks import (
     Stem,
 )
 from search_spaces.tokens import Chosen
+from tests.cli.running import printed
 from tests.search_spaces.test_arch import SMALL
 from tests.search_spaces.test_token_prune import hybrid, network, vit
 
@@ -266,6 +267,8 @@ def test_the_command_exports_batches_of_the_mean_numbers(tmp_path: Path) -> None
     words = ["export", str(tmp_path / "a.json"), "--target", TARGET.name, "--out", str(tmp_path), "--json"]
     refused, found = (CliRunner().invoke(app, [*words, *flags]) for flags in ((), ("--static",)))
     assert isinstance(refused.exception, InputError) and "--static" in str(refused.exception)
+    with pytest.raises(InputError, match="--static fixes what thresholds choose, and contours_vit has none"):
+        printed("export", "contours_vit", "--static", "--out", tmp_path / "none")
     assert found.exception is None
     static = vit((40, 20), False).id
     assert (

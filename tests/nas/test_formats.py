@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,11 +20,21 @@ import nas.runtimes
 from nas.cli.main import app
 from nas.data import load
 from nas.export import check_file
-from nas.formats import FORMATS, file_target, is_exported, open_exported, range_images, write_exported
+from nas.formats import (
+    FORMATS,
+    NORMALISATION,
+    file_target,
+    is_exported,
+    normalisation_of,
+    open_exported,
+    range_images,
+    write_exported,
+)
 from nas.launch import evaluate_network, export_network
-from nas.networks import Named
+from nas.networks import Named, renormalised
 from nas.runs import save_weights
 from nas.runtimes import RUNTIMES
+from nas.runtimes.onnxruntime import with_notes
 from nas.runtimes.program import read_program
 from nas.target import Target
 from search_spaces import InputError
@@ -155,6 +166,46 @@ def test_images_are_normalised_as_the_network_was_trained() -> None:
     expected = (pixels - torch.tensor(wanted[0]).view(3, 1, 1)) / torch.tensor(wanted[1]).view(3, 1, 1)
     torch.testing.assert_close(Named(ARCH, normalisation=wanted).seen(images, data), expected)
     assert Named(ARCH).seen(images, data) is images
+
+
+@pytest.mark.parametrize(("form", "int8"), KINDS)
+def test_a_file_tells_how_its_images_are_normalised(
+    form: str, int8: bool, exported: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    """And is evaluated on such."""
+    wanted, data = ((0.9, 0.1, 0.5), (0.1, 2.0, 0.5)), load("digits", image_size=16)
+    made = network()
+    ranges = ARCH.example(8) if int8 else None
+    path = write_exported(made, form, target_of(form, int8), tmp_path, ranges, wanted)
+    assert normalisation_of(path) == wanted and normalisation_of(exported[form, int8]) is None
+    images, labels = next(iter(data.loader("val", 100, limit=100)))
+    with torch.no_grad():
+        classes = [made(renormalised(images, data, one)).argmax(1) for one in (wanted, None)]
+    right, wrong = (float((own == labels).float().mean()) for own in classes)
+    assert abs(right - wrong) > 0.02
+    found = evaluate_network(str(path), "digits", "val", 100)["acc"]
+    assert found == pytest.approx(right, abs=0.01 if int8 else 1e-6)
+
+
+def test_what_is_exported_says_how_it_was_trained(tmp_path: Path) -> None:
+    """As models of timm's and Hugging Face's are."""
+    wanted = ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+    with (
+        patch("nas.launch.network_named", return_value=Named(ARCH, network(), wanted)),
+        patch("nas.launch.time_networks", return_value=[SimpleNamespace(ms=1.0)]),
+    ):
+        found = export_network("timm:some", "onnx", None, None, tmp_path, 0)
+    assert normalisation_of(Path(found["path"])) == wanted
+
+
+def test_a_file_that_tells_nonsense_of_its_images_is_refused(
+    exported: dict[tuple[str, bool], Path], tmp_path: Path
+) -> None:
+    for text in ("[[0, 1], 2]", "[[0.5, 0.5], [1]]", "[]", "[[0.5], [1], [2]]", "{"):
+        graph = with_notes(exported["onnx", False].read_bytes(), {NORMALISATION: text})
+        (tmp_path / "odd.onnx").write_bytes(graph)
+        with pytest.raises(InputError, match="which is no mean and deviation; export it again"):
+            normalisation_of(tmp_path / "odd.onnx")
 
 
 @pytest.fixture
