@@ -109,17 +109,16 @@ def recursive(classes: int) -> Iterator[Arm]:
 
 @dataclass(frozen=True)
 class Family:
-    """Its arms for a number of classes, and how they are all trained: at the same rate MobileViT has not begun to learn when others have, and by AdamW
-    some of Mobile-Former's arms had not after five epochs, whichever they were."""
+    """Its arms for a number of classes, and how they are all trained: at the same rate MobileViT has not begun to learn when others have, and after
+    five epochs some of Mobile-Former's arms had not, whichever they were."""
 
     arms: Callable[[int], Iterator[Arm]]
     epochs: int
     lr: float
-    opt: str = "adamw"
 
 
 FAMILIES = {
-    "mobile_former": Family(mobile_former, 5, 2e-3, "muon"),
+    "mobile_former": Family(mobile_former, 10, 2e-3),
     "mobilevit": Family(mobilevit, 12, 1e-3),
     "sret": Family(recursive, 5, 2e-3),
 }
@@ -145,7 +144,7 @@ def recipe(family: str, arm: Arm, seed: int, given: argparse.Namespace) -> Recip
     usual = FAMILIES[family]
     epochs = usual.epochs if given.epochs is None else given.epochs
     lr = usual.lr if given.lr is None else given.lr
-    return Recipe(epochs, given.batch_size, lr, seed=seed, sides=arm.sides, opt=given.opt or usual.opt)
+    return Recipe(epochs, given.batch_size, lr, seed=seed, sides=arm.sides)
 
 
 def folder_of(family: str, arm: Arm, seed: int, given: argparse.Namespace) -> Path:
@@ -269,7 +268,6 @@ def write(rows: Sequence[Mapping[str, Any]], data: Data, given: argparse.Namespa
     options += f" --batch-size {given.batch_size} --rounds {given.rounds}"
     options += "" if given.epochs is None else f" --epochs {given.epochs}"
     options += "" if given.lr is None else f" --lr {given.lr:g}"
-    options += "" if given.opt is None else f" --opt {given.opt}"
     found = {
         "command": f"python benchmarks/ablations.py {options}",
         "machine": fingerprint(Target.parse(given.target)),
@@ -292,7 +290,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of every family; without it, each has its own")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, help="largest learning rate of every family; without it, each has its own")
-    parser.add_argument("--opt", help="optimizer of every family, by timm's name; without it, each has its own")
     parser.add_argument("--limit", type=int, help="test images; all without it")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of training")
     parser.add_argument("--train", action="store_true", help="train alone: nothing is read, timed or written to --out")
