@@ -149,10 +149,12 @@ def calibrate_named(
         )
     network = load_cascade(Path(name))[0] if out is None else _any(name, weights)
     data = _data_for(network, dataset)
-    path = Path(name) if out is None else _put(network, out)
+    if out is not None and out.exists():
+        _put(network, out)  # which refuses a folder of another network before anything is measured
     costs, how = _costs(network, data, unit, prices)
     confidence, hits = every_exit(network, data, "val")
     thresholds = solve(confidence, costs, budget)
+    path = Path(name) if out is None else _put(network, out)
     taken = exits_taken(confidence, thresholds)
     found = {
         "thresholds": thresholds.tolist(),

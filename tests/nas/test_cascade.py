@@ -181,6 +181,8 @@ def test_a_checkpoint_is_calibrated_into_a_folder_that_runs(tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match=message):
             nas("calibrate", name, *flags, "--out", tmp_path / out)
+    with pytest.raises(BudgetError):
+        nas("calibrate", tmp_path / "other.safetensors", *flags[:-1], 1, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(InputError, match="holds a run; choose another --out"):
         nas("export", tmp_path / "run", "--out", tmp_path / "run")
