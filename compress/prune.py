@@ -165,6 +165,10 @@ def prepare(
         check_plain(arch)
     except ValueError as error:
         raise InputError(f"this network cannot be pruned: {error}") from error
+    if arch.classes == 1 and not arch.encoder:
+        raise InputError(
+            "a network of one class cannot be pruned, as its class probabilities are the same whatever is left; give it two, or no classifier"
+        )
     if images < 1:
         raise InputError(f"images must be at least 1, got {images}")
     if "width" in parts and not narrowable(arch):

@@ -186,9 +186,10 @@ def _smaller_attention(
     spec: MB3D, own: dict[str, Tensor], moments: BlockMoments, kept: Tensor, size: BlockSize
 ) -> dict[str, Tensor]:
     kept, d, v = kept.sort().values, spec.key_dim, spec.value_dim
-    kind = own["token_mixer.qkv.weight"].dtype
     # (heads, 2 d + v, channels + 1), the bias as last column
-    joint = torch.cat([own["token_mixer.qkv.weight"], own["token_mixer.qkv.bias"][:, None]], 1).double()
+    weight = own["token_mixer.qkv.weight"]
+    bias = own.get("token_mixer.qkv.bias", weight.new_zeros(len(weight)))
+    joint = torch.cat([weight, bias[:, None]], 1).double()
     joint = torch.unflatten(joint, 0, (spec.heads, -1))
     matrix = _with_bias(own["token_mixer.proj.weight"], own["token_mixer.proj.bias"])
     scale = _scale(own, "ls1.gamma")
@@ -207,11 +208,11 @@ def _smaller_attention(
             values, narrow = to_v.T @ values, narrow / scale
         heads.append(torch.cat([q, k, values]))
         rows.append(narrow)
-    qkv, biases = torch.cat(heads).to(kind), own.get("token_mixer.attention_biases")
+    qkv, biases = torch.cat(heads).to(weight.dtype), own.get("token_mixer.attention_biases")
     return {
         **({} if biases is None else {"token_mixer.attention_biases": biases[kept]}),
         "token_mixer.qkv.weight": qkv[:, :-1].contiguous(),
-        "token_mixer.qkv.bias": qkv[:, -1].clone(),
-        "token_mixer.proj.weight": torch.cat(rows).T.to(kind).contiguous(),
-        "token_mixer.proj.bias": proj[-1].to(kind),
+        **({"token_mixer.qkv.bias": qkv[:, -1].clone()} if spec.qkv_bias else {}),
+        "token_mixer.proj.weight": torch.cat(rows).T.to(weight.dtype).contiguous(),
+        "token_mixer.proj.bias": proj[-1].to(weight.dtype),
     }

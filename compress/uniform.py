@@ -90,14 +90,16 @@ def by_magnitude(arch: Arch, weights: Mapping[str, Tensor], sizes: Mapping[int, 
 
 def _fewer_heads(own: Mapping[str, Tensor], count: int, whole: BlockSize) -> dict[str, Tensor]:
     joint = torch.unflatten(own["token_mixer.qkv.weight"], 0, (whole.heads, -1))  # (heads, 2 d + v, C)
-    bias = torch.unflatten(own["token_mixer.qkv.bias"], 0, (whole.heads, -1))
+    bias = own.get("token_mixer.qkv.bias")
+    each = None if bias is None else torch.unflatten(bias, 0, (whole.heads, -1))
     proj = torch.unflatten(own["token_mixer.proj.weight"], 1, (whole.heads, -1))  # (C, heads, v)
-    kept = _largest(joint.square().sum((1, 2)) + bias.square().sum(1) + proj.square().sum((0, 2)), count)
+    size = joint.square().sum((1, 2)) + proj.square().sum((0, 2))
+    kept = _largest(size if each is None else size + each.square().sum(1), count)
     biases = own.get("token_mixer.attention_biases")
     return {
         **({} if biases is None else {"token_mixer.attention_biases": biases[kept]}),
         "token_mixer.qkv.weight": joint[kept].flatten(0, 1),
-        "token_mixer.qkv.bias": bias[kept].flatten(),
+        **({} if each is None else {"token_mixer.qkv.bias": each[kept].flatten()}),
         "token_mixer.proj.weight": proj[:, kept].flatten(1),
     }
 

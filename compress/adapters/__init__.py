@@ -17,6 +17,9 @@ __all__ = ["from_module"]
 ADAPTERS = {"timm": "compress.adapters.timm", "transformers": "compress.adapters.huggingface"}
 """By the package that a model's class, or the nearest of those it inherits from, is defined in; imported when one comes."""
 
+WRAPPED = ("module", "_orig_mod", "base_model")
+"""Where DataParallel, torch.compile and PEFT keep the network that they wrap."""
+
 CLOSE = (
     1e-3  # relative to the largest logit: what an option that an adapter overlooked would exceed, and rounding does not
 )
@@ -34,6 +37,8 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     """
     if isinstance(model, CascadeNetwork):
         raise InputError("a cascade is several networks; give one of them")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError(f"the weights of this {type(model).__name__} are not there (device meta); load them first")
     if isinstance(model, Network):
         own = _in_float32(model).state_dict()
         check_finite(own)
@@ -41,19 +46,22 @@ def from_module(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
     known = next((package for package in packages if package in ADAPTERS), None)
     if known is None:
+        inner = next((name for name in WRAPPED if isinstance(getattr(model, name, None), nn.Module)), None)
         raise InputError(
             f"{type(model).__name__} is no network of {', '.join(ADAPTERS)} or ours, whose parts are known"
+            + ("" if inner is None else f"; give what it wraps, its .{inner}")
         )
     read: Callable[[nn.Module], tuple[Arch, dict[str, Tensor]]] = import_module(ADAPTERS[known]).read
     model = _in_float32(model)
-    try:
-        arch, weights = read(model)
-    except InputError:
-        raise
-    except ValueError as error:  # blocks that do not fit each other
-        raise InputError(f"this {type(model).__name__} has a form that no Arch describes: {error}") from error
-    check_finite(weights)
-    _check(model, arch, weights)
+    with torch.device("cpu"):  # whatever the default is
+        try:
+            arch, weights = read(model)
+        except InputError:
+            raise
+        except ValueError as error:  # blocks that do not fit each other
+            raise InputError(f"this {type(model).__name__} has a form that no Arch describes: {error}") from error
+        check_finite(weights)
+        _check(model, arch, weights)
     return arch, weights
 
 
@@ -68,14 +76,19 @@ def _check(model: nn.Module, arch: Arch, weights: dict[str, Tensor]) -> None:
     """Compare the outputs on one image: a subclass may compute what its parts do not show."""
     network = arch.build()
     network.load_state_dict(weights)
-    training, device = model.training, next(model.parameters()).device
+    modes, device = [(part, part.training) for part in model.modules()], next(model.parameters()).device
     try:
         given = model.eval()(arch.example().to(device))
     finally:
-        model.train(training)
-    wanted = (given if isinstance(given, Tensor) else given.logits).float().cpu()
-    found = network.eval()(arch.example())
-    if found.shape != wanted.shape or (found - wanted).abs().max() > CLOSE * wanted.abs().max():
+        for part, mode in modes:  # some may be frozen
+            part.training = mode
+    given = getattr(given, "logits", given)
+    if not isinstance(given, Tensor):
+        raise InputError(
+            f"{type(model).__name__} gives a {type(given).__name__}, not logits, so it cannot be described"
+        )
+    wanted, found = given.float().cpu(), network.eval()(arch.example())
+    if found.shape != wanted.shape or not (found - wanted).abs().max() <= CLOSE * wanted.abs().max():
         raise InputError(
             f"{type(model).__name__} computes something else than its parts say, so it cannot be described"
         )

@@ -1,12 +1,13 @@
 """Hugging Face's `ViTForImageClassification`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
-from compress.adapters.named import taken
+from compress.adapters.named import check_parts, layer, taken
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position
 from search_spaces.errors import InputError
@@ -39,16 +40,17 @@ def read(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     if not isinstance(model, ViTForImageClassification):
         what = f"of Hugging Face's networks ViTForImageClassification is described, and {type(model).__name__} is none"
         raise InputError(what)
-    arch = _arch(model.config)
+    check_parts(model, "transformers")
+    arch = _arch(model)
     return arch, taken(model, arch, next(FAMILY.namings(arch)), _state(model))
 
 
-def _arch(config: Any) -> Arch:
+def _arch(model: ViTForImageClassification) -> Arch:
+    config: Any = model.config
     if config.hidden_act not in MLPS:
         known = ", ".join(MLPS)
         raise InputError(f"this ViTForImageClassification has an MLP with {config.hidden_act}; described are {known}")
-    if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int):
-        raise InputError(f"images of {config.image_size} in patches of {config.patch_size} are not square")
+    side, size = _side("images", config.image_size), _side("patches", config.patch_size)
     heads, width, eps = config.num_attention_heads, config.hidden_size, config.layer_norm_eps
     block = MB3D(
         heads,
@@ -60,16 +62,26 @@ def _arch(config: Any) -> Arch:
         eps=eps,
         mlp=MLPS[config.hidden_act],
     )
-    start = (Patch(width, config.patch_size), ClassToken(), Position())
-    blocks = (*start, *[block] * config.num_hidden_layers, Head(config.num_labels, pool="token", eps=eps))
-    return Arch(config.image_size, config.num_channels, blocks)
+    last: nn.Module = model.classifier  # which may be another than the one that it was built with
+    classes = 0 if isinstance(last, nn.Identity) else layer(model, last, nn.Linear, "its classifier").out_features
+    start = (Patch(width, size), ClassToken(), Position())
+    blocks = (*start, *[block] * len(model.vit.layers), Head(classes, pool="token", eps=eps))
+    return Arch(side, config.num_channels, blocks)
+
+
+def _side(what: str, size: int | Sequence[int]) -> int:
+    """Pixels of a side."""
+    sides = {size} if isinstance(size, int) else {*size}
+    if len(sides) > 1:
+        raise InputError(f"this ViTForImageClassification has {what} of {size} pixels; described are square ones")
+    return sides.pop()
 
 
 def _state(model: ViTForImageClassification) -> dict[str, Tensor]:
     """The weights under timm's names: q, k and v in one, with biases of 0 where there are none."""
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     found: dict[str, Tensor] = {}
-    for i in range(model.config.num_hidden_layers):
+    for i in range(len(model.vit.layers)):
         prefix = f"vit.layers.{i}."
         for part in ("weight", "bias"):
             names = [f"{prefix}attention.{one}_proj.{part}" for one in "qkv"]

@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention, AttentionPoolLatent, GluMlp, Mlp, PatchEmbed
+from timm.layers import Attention, AttentionPoolLatent, GluMlp, LayerNorm, LayerNormFp32, Mlp, PatchEmbed
 from timm.layers.layer_scale import LayerScale
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from compress.adapters.named import refused, taken
+from compress.adapters.named import check_parts, layer, refused, taken
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, AttentionPool, BlockSpec, ClassToken, Head, Norm, Patch, Position
 from search_spaces.errors import InputError
@@ -20,12 +20,14 @@ from search_spaces.zoo.vit import FAMILY
 __all__ = ["read"]
 
 NOTHING = (nn.Identity, nn.Dropout)  # in eval mode
+NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32)  # which compute the same
 
 
 def read(model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     """See `compress.from_module`."""
     if not isinstance(model, VisionTransformer):
         raise InputError(f"of timm's networks VisionTransformer is described, and {type(model).__name__} is none")
+    check_parts(model, "timm")
     arch = _arch(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     naming = _naming(model, arch)
@@ -48,20 +50,26 @@ def _naming(model: VisionTransformer, arch: Arch) -> Naming:
 
 def _arch(model: VisionTransformer) -> Arch:
     patches = model.patch_embed
-    if type(patches) is not PatchEmbed or not isinstance(patches.norm, NOTHING):
-        raise refused(model, f"an embedding {type(patches).__name__} or a norm in it")
+    if type(patches) is not PatchEmbed:
+        raise refused(model, f"an embedding {type(patches).__name__}")
+    if not isinstance(patches.norm, NOTHING):
+        raise refused(model, "a norm in its embedding (embed_norm_layer)")
+    if patches.img_size is None:
+        raise refused(model, "images of no size", "give it img_size")
+    if not len(model.blocks):
+        raise refused(model, "no blocks")
     (side, other), (size, width) = patches.img_size, patches.patch_size
     if side != other or size != width:
         raise refused(model, f"images of {side} x {other} or patches of {size} x {width}, not square")
-    bias = patches.proj.bias is not None
-    blocks: list[BlockSpec] = [Patch(patches.proj.out_channels, size, bias=bias)]
+    embed = layer(model, patches.proj, nn.Conv2d, "its embedding")
+    blocks: list[BlockSpec] = [Patch(embed.out_channels, size, bias=embed.bias is not None)]
     prefix = model.num_prefix_tokens
     table = [] if model.pos_embed is None else [Position()]
     tokens = [ClassToken(prefix)] if prefix else []
     blocks += [*table, *tokens] if model.no_embed_class else [*tokens, *table]
     blocks += [_norm(model, model.norm_pre)] if not isinstance(model.norm_pre, NOTHING) else []
     blocks += [_block(model, block) for block in model.blocks]
-    return Arch(side, patches.proj.in_channels, (*blocks, *_head(model)))
+    return Arch(side, embed.in_channels, (*blocks, *_head(model)))
 
 
 def _norm(model: nn.Module, norm: nn.Module) -> Norm:
@@ -69,8 +77,11 @@ def _norm(model: nn.Module, norm: nn.Module) -> Norm:
 
 
 def _eps(model: nn.Module, norm: nn.Module) -> float:
-    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
-        raise refused(model, f"a norm {type(norm).__name__} that is not LayerNorm with weight and bias")
+    if type(norm) not in NORMS:
+        raise refused(model, f"a norm {type(norm).__name__} that is no LayerNorm")
+    assert isinstance(norm, nn.LayerNorm)
+    if norm.weight is None or norm.bias is None:
+        raise refused(model, "a LayerNorm without weight or bias")
     return norm.eps
 
 
@@ -90,7 +101,7 @@ def _block(model: VisionTransformer, block: nn.Module) -> MB3D:
     scaled = [isinstance(scale, LayerScale) for scale in (block.ls1, block.ls2)]
     if any(scaled) != all(scaled):
         raise refused(model, "one layer scale in a block of two branches")
-    channels = attention.qkv.in_features
+    channels = layer(model, attention.qkv, nn.Linear, "queries, keys and values").in_features
     hidden, form = _mlp(model, block.mlp)
     width = int(attention.head_dim)
     return MB3D(
@@ -110,7 +121,7 @@ def _mlp(model: nn.Module, mlp: Any) -> tuple[int, str]:
     """Hidden neurons of an MLP, and its form."""
     if type(mlp) not in (Mlp, GluMlp) or not isinstance(mlp.norm, NOTHING):
         raise refused(model, f"an MLP {type(mlp).__name__} or a norm in it (scale_mlp_norm)")
-    hidden, act = int(mlp.fc2.in_features), mlp.act
+    hidden, act = layer(model, mlp.fc2, nn.Linear, "the second layer of an MLP").in_features, mlp.act
     name = type(act).__name__
     if type(mlp) is GluMlp:
         if mlp.gate_last or name != "SiLU":
@@ -121,17 +132,23 @@ def _mlp(model: nn.Module, mlp: Any) -> tuple[int, str]:
         return hidden, "gelu_tanh" if tanh else "gelu"
     if name in ("QuickGELU", "QuickGELUActivation"):
         return hidden, "quick_gelu"
+    if name == "SiLU":
+        return hidden, "silu"
     raise refused(model, f"an MLP with {name}")
 
 
 def _head(model: VisionTransformer) -> list[BlockSpec]:
     distilled = isinstance(model, VisionTransformerDistilled)
-    classes = int(model.num_classes)
+    classes = (
+        0 if isinstance(model.head, NOTHING) else layer(model, model.head, nn.Linear, "its classifier").out_features
+    )
     norm, pooled = model.norm, model.fc_norm
     if model.attn_pool is not None:
         return _pooling_head(model, classes)
-    if model.global_pool not in ("token", "avg") or model.pool_include_prefix:
-        raise refused(model, f"a head that pools {model.global_pool!r}, or class tokens with the patches")
+    if model.global_pool not in ("token", "avg"):
+        raise refused(model, f"a head that pools {model.global_pool!r}", "described are token, avg and map")
+    if model.pool_include_prefix:
+        raise refused(model, "a head that pools class tokens with the patches")
     before, after = (not isinstance(one, NOTHING) for one in (norm, pooled))
     if before and after:
         raise refused(model, "a norm before the pooling and another after it")
@@ -147,11 +164,16 @@ def _head(model: VisionTransformer) -> list[BlockSpec]:
 def _pooling_head(model: VisionTransformer, classes: int) -> list[BlockSpec]:
     """Of SigLIP: all tokens normed, then pooled by attention."""
     pool: Any = model.attn_pool
-    if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.pos_embed is not None:
-        raise refused(model, f"a pooling {type(pool).__name__} of several queries or with positions")
-    parts = (pool.q_norm, pool.k_norm, model.fc_norm)
-    if not all(isinstance(part, NOTHING) for part in parts) or isinstance(pool.q, NOTHING) or model.pool_include_prefix:
-        raise refused(model, "norms in its pooling, class tokens in it, or a query without projection")
+    if type(pool) is not AttentionPoolLatent:
+        raise refused(model, f"a pooling {type(pool).__name__}")
+    if pool.latent_len != 1 or pool.pos_embed is not None:
+        raise refused(model, "a pooling of several queries or with positions")
+    if not all(isinstance(part, NOTHING) for part in (pool.q_norm, pool.k_norm)):
+        raise refused(model, "norms in its pooling")
+    if not isinstance(model.fc_norm, NOTHING):
+        raise refused(model, "a norm after its pooling (fc_norm)")
+    if isinstance(pool.q, NOTHING) or model.pool_include_prefix:
+        raise refused(model, "class tokens in its pooling, or a query without projection")
     hidden, form = _mlp(model, pool.mlp)
     channels = pool.proj.in_features
     first: list[BlockSpec] = [] if isinstance(model.norm, NOTHING) else [_norm(model, model.norm)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import SwiGLUPacked
+from timm.layers import LayerNormAct, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
 from torch import nn
@@ -41,6 +41,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "normed queries": {"qk_norm": True},
     "any image size": {"dynamic_img_size": True},
     "grey images": {"in_chans": 1},
+    "another activation": {"act_layer": "silu"},
 }
 
 
@@ -121,6 +122,22 @@ def test_models_of_other_families_by_name_are_read_in_small(name: str, parts: se
     assert {type(spec).__name__ for spec in arch.blocks} >= parts and arch.encoder == (model.num_classes == 0)
 
 
+@pytest.mark.parametrize("head", [nn.Linear(24, 5), nn.Identity()])
+def test_the_classifier_may_be_another_than_it_was_built_with(head: nn.Module) -> None:
+    model = shuffled(with_part("head", lambda _: head))
+    arch, weights = compress.from_module(model)
+    assert arch.classes == (5 if isinstance(head, nn.Linear) else 24)
+    assert same(model, arch, weights) < 1e-5
+
+
+def test_parts_in_eval_mode_stay_in_it() -> None:
+    model = VisionTransformer(**SMALL).train()
+    model.blocks[0].eval()
+    compress.from_module(model)
+    assert model.training and model.blocks[1].training and not model.blocks[0].training
+    assert not model.blocks[0].attn.training
+
+
 def test_a_network_of_ours_is_what_it_is() -> None:
     network = toy_space().smallest.build().eval()
     arch, weights = compress.from_module(network)
@@ -146,6 +163,32 @@ class Doubled(VisionTransformer):
         return out
 
 
+class Tupled(VisionTransformer):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), None
+
+
+class Adapted(nn.Module):
+    """A layer with a part of low rank beside it, as adapters are."""
+
+    def __init__(self, whole: nn.Linear) -> None:
+        super().__init__()
+        self.whole = whole
+        self.down, self.up = nn.Linear(whole.in_features, 2, bias=False), nn.Linear(2, whole.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.whole(x) + self.up(self.down(x))
+        return out
+
+
+def with_part(place: str, part: Callable[[Any], nn.Module], **form: Any) -> nn.Module:
+    """A model of which one part is another one."""
+    model = VisionTransformer(**SMALL | form)
+    owner, _, name = place.rpartition(".")
+    setattr(model.get_submodule(owner), name, part(model.get_submodule(place)))
+    return model
+
+
 def broken() -> nn.Module:
     model = VisionTransformer(**SMALL)
     with torch.no_grad():
@@ -169,7 +212,24 @@ def broken() -> nn.Module:
         (lambda: VisionTransformer(**SMALL | {"img_size": 36}), "has a form that no Arch describes: .*36"),
         (lambda: VisionTransformer(**SMALL, embed_norm_layer=nn.LayerNorm), "a norm in it"),
         (lambda: Doubled(**SMALL), "Doubled computes something else"),
+        (lambda: Tupled(**SMALL), "Tupled gives a tuple, not logits"),
         (broken, "head.weight holds NaN"),
+        (lambda: VisionTransformer(**SMALL, device="meta"), "not there .device meta.; load them"),
+        (lambda: nn.DataParallel(VisionTransformer(**SMALL)), "give what it wraps, its .module"),
+        (lambda: torch.compile(VisionTransformer(**SMALL)), "give what it wraps, its ._orig_mod"),
+        (
+            lambda: with_part("blocks.0.attn.qkv", Adapted),
+            "blocks.0.attn.qkv, a Adapted of neither torch.nn nor timm, .*; merge or unwrap it",
+        ),
+        (lambda: with_part("blocks.0.mlp.fc2", lambda own: nn.Sequential(own)), "a Sequential as the second layer"),
+        (lambda: with_part("patch_embed.proj", lambda own: nn.Sequential(own)), "a Sequential as its embedding"),
+        (lambda: with_part("head", lambda own: nn.Sequential(own)), "a Sequential as its classifier"),
+        (lambda: VisionTransformer(**SMALL, norm_layer=LayerNormAct), "a norm LayerNormAct that is no LayerNorm"),
+        (lambda: VisionTransformer(**SMALL | {"depth": 0}), "no blocks"),
+        (
+            lambda: VisionTransformer(**SMALL | {"img_size": None, "pos_embed": "none", "no_embed_class": True}),
+            "no size, .*; give it img_size",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -45,6 +45,15 @@ def test_the_logits_are_the_same(form: dict[str, Any]) -> None:
     assert same(Logits(model), arch, weights) < 1e-5
 
 
+def test_layers_classifier_and_sizes_may_be_given_otherwise() -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL | {"image_size": [32, 32]}))
+    model.vit.layers = model.vit.layers[:1]
+    model.classifier = torch.nn.Linear(24, 5)
+    arch, weights = compress.from_module(shuffled(model))
+    assert arch.classes == 5 and sum(spec.kind == "mb3d" for spec in arch.blocks) == 1
+    assert same(Logits(model), arch, weights) < 1e-5
+
+
 def test_it_is_pruned() -> None:
     check_pruned(shuffled(transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL))))
 
@@ -53,5 +62,9 @@ def test_what_no_arch_describes_is_refused_by_name() -> None:
     config = transformers.ViTConfig(**SMALL | {"hidden_act": "relu"})
     with pytest.raises(InputError, match="an MLP with relu"):
         compress.from_module(transformers.ViTForImageClassification(config))
+    with pytest.raises(InputError, match=r"images of \[32, 64\] pixels; described are square"):
+        compress.from_module(
+            transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL | {"image_size": [32, 64]}))
+        )
     with pytest.raises(InputError, match="ViTModel is none"):
         compress.from_module(transformers.ViTModel(transformers.ViTConfig(**SMALL)))

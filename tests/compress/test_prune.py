@@ -185,6 +185,9 @@ def test_what_cannot_be_pruned_is_named() -> None:
         prune(network(), Macs(), 0.5 * DENSE, [torch.zeros(2, 3, 16, 16)])
     with pytest.raises(InputError, match="cannot be pruned: it takes a plain ViT"):
         prune(toy_space().smallest.build(), Macs(), 1.0, DATA)
+    one = Arch(32, 3, (*network().arch.blocks[:-1], Head(1, pool="token"))).build()
+    with pytest.raises(InputError, match="of one class cannot be pruned"):
+        prune(one, Macs(), 0.5 * DENSE, DATA)
     broken = network()
     with torch.no_grad():
         broken.blocks[0].proj.weight[0, 0] = torch.nan

@@ -107,13 +107,14 @@ def test_heads_that_say_what_others_say_go_without_loss() -> None:
     assert left.arch.blocks[SECOND] == replace(made.arch.blocks[SECOND], heads=2) and differ(made, left) < 2e-3
 
 
-def test_queries_and_values_of_low_rank_get_narrower_without_loss() -> None:
-    made = network()
+@pytest.mark.parametrize("bias", [True, False])
+def test_queries_and_values_of_low_rank_get_narrower_without_loss(bias: bool) -> None:
+    made = network(qkv_bias=bias)
     with torch.no_grad():
         qkv = made.blocks[FIRST].token_mixer.qkv
         mix = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
         mix[:, 4:] = 0
-        for weight in (qkv.weight, qkv.bias):
+        for weight in qkv.parameters():
             for head in weight.unflatten(0, (HEADS, -1)):
                 head[:WIDTH] = mix @ head[:WIDTH]
                 head[2 * WIDTH :] = mix.T @ mix @ head[2 * WIDTH :]

@@ -1,6 +1,7 @@
 """Cuts alike in all blocks, and by the norms of weights."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -51,17 +52,19 @@ def with_biases() -> Network:
     return made
 
 
-@pytest.mark.parametrize("form", ["gelu", "swiglu", "biases"])
+@pytest.mark.parametrize("form", ["gelu", "swiglu", "biases", "no biases of q, k and v"])
 def test_what_has_no_weight_is_what_goes(form: str) -> None:
     """Then the network gives what it gave."""
-    made = with_biases() if form == "biases" else network(mlp=form)
+    forms: dict[str, Any] = {"gelu": {}, "swiglu": {"mlp": "swiglu"}, "no biases of q, k and v": {"qkv_bias": False}}
+    made = with_biases() if form == "biases" else network(**forms[form])
     parts = 2 if form == "swiglu" else 1
     gone = torch.tensor([0, 2, 3, 5, 8, 13, 21, 22, 30, 31, 32, 35])
     with torch.no_grad():
         for place in (FIRST, SECOND):
             mixer, mlp = made.blocks[place].token_mixer, made.blocks[place].mlp
             rows = slice(3 * WIDTH, 2 * 3 * WIDTH)  # of the head in the middle
-            mixer.qkv.weight[rows], mixer.qkv.bias[rows] = 0, 0
+            for weight in mixer.qkv.parameters():
+                weight[rows] = 0
             mixer.proj.weight[:, WIDTH : 2 * WIDTH] = 0
             for part in range(parts):
                 mlp.fc1.weight[part * HIDDEN + gone], mlp.fc1.bias[part * HIDDEN + gone] = 0, 0

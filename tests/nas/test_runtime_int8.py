@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from nas.runtimes import RUNTIMES, onnxruntime
-from nas.runtimes.onnxruntime import random_graph
+from nas.runtimes.onnxruntime import export_onnx, random_graph
 from nas.runtimes.quantise import calibration_images, quantise
 from nas.target import Target
-from search_spaces import SPACES
+from search_spaces import SPACES, zoo
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, MB4D, Head, Stem, TokenPrune
 from search_spaces.errors import InputError
@@ -54,6 +55,32 @@ def test_every_convolution_and_linear_layer_has_weights_of_eight_bits() -> None:
     assert len(weighted) == both - products > 5 and products == 2 * sum(
         node.op_type == "Softmax" for node in graph.node
     )
+
+
+def test_convolutions_that_make_several_channels_of_each_one_stay_in_float() -> None:
+    convolutions = [
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 12, 3, groups=4),
+        nn.Conv2d(12, 6, 3, groups=2),
+        nn.Conv2d(6, 6, 1),
+    ]
+    graph = export_onnx(nn.Sequential(*convolutions).eval(), torch.zeros(1, 4, 16, 16))
+    found = onnx.load_from_string(quantise(graph, calibration_images((1, 4, 16, 16)))).graph
+    made = {node.output[0]: node.op_type for node in found.node}
+    kinds = [made.get(node.input[1]) for node in found.node if node.op_type == "Conv"]
+    assert kinds == ["DequantizeLinear", None, "DequantizeLinear", "DequantizeLinear"]
+
+
+def test_the_runtime_leaves_those_of_mobile_former_in_float() -> None:
+    """Which widens its maps by them, and would take longer in int8 than in float."""
+    session = onnxruntime.from_arch(zoo.arch("mobile_former_26m"), ORT)
+    graph = onnx.load(session._graph).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    rounded = [node for node in graph.node if node.op_type == "QLinearConv"]
+    groups = [next(one.i for one in node.attribute if one.name == "group") for node in rounded]
+    filters = [shapes[node.input[3]][0] for node in rounded]
+    assert max(groups) > 1 and all(count in (1, made) for count, made in zip(groups, filters, strict=True))
+    assert any(node.op_type == "Conv" for node in graph.node)
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=["hybrid", "vit"])
