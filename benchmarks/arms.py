@@ -19,7 +19,7 @@ from nas.train.loop import Recipe
 from nas.train.retrain import load_network, retrain
 from search_spaces.arch import Arch, Network
 
-__all__ = ["Arm", "Hits", "compare", "interval", "kept", "parser", "read_hits"]
+__all__ = ["Arm", "Hits", "compare", "interval", "kept", "parser"]
 
 BOOTSTRAP = 10_000
 Hits = NDArray[np.bool_]  # (images,) of the test split: whether the best class is the label
@@ -55,11 +55,6 @@ def kept(path: Path, make: Callable[[], Hits]) -> Hits:
         hits = make()
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, hits=hits)
-    return read_hits(path)
-
-
-def read_hits(path: Path) -> Hits:
-    """What `kept` keeps in a file."""
     with np.load(path) as archive:
         found: Hits = archive["hits"]
     return found

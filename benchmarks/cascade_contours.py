@@ -11,8 +11,8 @@ run, batch after batch of the same images, prepacked as `nas cascade bench` has 
 What is done lies in `--work`: a run folder for each setting and seed, which goes on from its last epoch, and `times.json`. The JSON is made of what is there;
 `--parts train` and `--parts times` do one of the two. Training computes in bfloat16 where autocast lets it (`ACCELERATE_MIXED_PRECISION`,
 which `--no-bf16` leaves as it is); weights, loss and what is read of the test split are in float32.
-`--stem 32` puts convolutions before the patches, as `contours_vit` has them; `--width 64 --heads 1 --depth 6` beside it is a study that takes a tenth of the time.
-With `--coarse-epochs` the cascades of a seed are made of networks that were trained: that of 49 tokens, which takes a fifth of the time, by itself, and then for `--fine-epochs` that of
+`--stem 32` puts convolutions before the patches, as `contours_vit` has them; `--width 64 --heads 1 --depth 6` beside it is a study that takes hours in place of days.
+With `--coarse-epochs` the cascades of a seed are made of networks that were trained: that of 49 tokens, which is soon trained, by itself, and then for `--fine-epochs` that of
 196, from its weights, with positions interpolated and each patch's weights summed over the pixels that become one.
 """
 

@@ -109,7 +109,7 @@ def _simplified(graph: bytes) -> Any:
 def _kept_in_float(model: Any) -> list[str]:
     """The names of products of two activations, and of convolutions that make several channels of each one.
 
-    For those ONNX Runtime's kernel takes several times as long in int8 as in float, other than where it makes one of each one.
+    For those ONNX Runtime takes several times as long in int8 as in float (`benchmarks/int8_widening.py`).
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     return [

@@ -181,9 +181,9 @@ class Adapted(nn.Module):
         return out
 
 
-def with_part(place: str, part: Callable[[Any], nn.Module], **form: Any) -> nn.Module:
+def with_part(place: str, part: Callable[[Any], nn.Module]) -> nn.Module:
     """A model of which one part is another one."""
-    model = VisionTransformer(**SMALL | form)
+    model = VisionTransformer(**SMALL)
     owner, _, name = place.rpartition(".")
     setattr(model.get_submodule(owner), name, part(model.get_submodule(place)))
     return model
