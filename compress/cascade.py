@@ -10,7 +10,7 @@ from compress.adapters import from_module
 from search_spaces.arch import Arch
 from search_spaces.blocks.mb3d import MB3DModule
 from search_spaces.blocks.reuse import ReuseModule
-from search_spaces.cascade import CascadeNetwork, linked
+from search_spaces.cascade import CascadeNetwork, linked, unfit
 from search_spaces.errors import InputError
 from search_spaces.states import Tokens
 
@@ -50,7 +50,8 @@ def cascade(models: Sequence[nn.Module], feature_reuse: bool = True, relation_re
         arch = linked([one for one, _ in read], features=feature_reuse, relations=relation_reuse, joint=False)
     except ValueError as error:
         raise InputError(f"these networks make no cascade: {error}") from error
-    network = arch.build()
+    with torch.device("cpu"):
+        network = arch.build()
     for part, (_, weights) in zip(network.parts, read, strict=True):
         own = [position for position in part if not isinstance(network.blocks[position], ReuseModule)]
         _take(network, own, weights)
@@ -71,9 +72,13 @@ def exit_loss(logits: Sequence[Tensor], labels: Tensor, label_smoothing: float =
 
 def _read(number: int, model: nn.Module) -> tuple[Arch, dict[str, Tensor]]:
     try:
-        return from_module(model)
+        arch, weights = from_module(model)
     except InputError as error:
         raise InputError(f"network {number}: {error}") from error
+    fault = unfit(arch)
+    if fault is not None:
+        raise InputError(f"network {number} {fault}")
+    return arch, weights
 
 
 def _patches(arch: Arch) -> int:

@@ -12,7 +12,7 @@ from search_spaces.merging import match
 from search_spaces.states import Tokens
 from search_spaces.tokens import Kept
 
-__all__ = ["kept_patches", "patch_tokens"]
+__all__ = ["GONE", "patch_tokens"]
 
 GONE = -1  # in place of the token of a patch that was dropped, or fused with others that were not kept
 
@@ -41,11 +41,6 @@ def patch_tokens(network: Network, images: Tensor) -> list[Tensor]:
     finally:
         network.train(training)
     return numbers
-
-
-def kept_patches(network: Network, images: Tensor) -> list[Tensor]:
-    """Which patches are still there behind each pruning location, merged ones among them: bool (B, grid height, grid width); see `patch_tokens`."""
-    return [numbers != GONE for numbers in patch_tokens(network, images)]
 
 
 @contextmanager

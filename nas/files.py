@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import IO, Any
 
 from search_spaces.errors import InputError
 
-__all__ = ["TEMPORARY", "atomic_path", "atomic_write", "cache_dir", "lock", "read_json", "write_json"]
+__all__ = ["TEMPORARY", "atomic_path", "atomic_write", "cache_dir", "lock", "read_json", "staged", "write_json"]
 
 TEMPORARY = ".tmp-"  # begins the name of what a killed process may leave behind
 
@@ -60,6 +61,26 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             temporary.write_text(content, encoding="utf-8")
         else:
             temporary.write_bytes(content)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder inside `folder`; on success its files are moved there in the order of their names, on any failure none is.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; free the space or choose another --out") from error
+    try:
+        yield stage
+        for file in sorted(stage.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

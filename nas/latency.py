@@ -222,9 +222,9 @@ class LatencyTable:
         Raises:
             InputError: this version has no such space, or the table does not tell of which network it is.
         """
+        from nas.of_network import opened_from
         from search_spaces.arch import Arch
         from search_spaces.spaces import SPACES
-        from search_spaces.spaces.of_network import opened_from
         from search_spaces.spaces.remains import PREFIX
 
         if self.content.remains_of is not None:
@@ -324,8 +324,9 @@ class LatencyTable:
         return KeptRows.of(self.content.rows)
 
     def _missing(self, rows: tuple[Row, ...], what: str, arch: Arch | None) -> MissingLatency:
+        from nas import one_network
         from search_spaces.cascade import Cascade
-        from search_spaces.spaces import exits, remains
+        from search_spaces.spaces import SPACES, exits, remains
 
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         named = ", ".join(row.key for row in rows[:NAMED]) + more
@@ -333,8 +334,13 @@ class LatencyTable:
         mend = f"measure them with `nas measure --space {self.content.space} --target {self.content.target}{flag}`"
         if isinstance(arch, Cascade):
             mend = f"pass --target {self.content.target} in its place, which measures those of a cascade"
+        elif self.content.space.startswith(one_network.PREFIX):
+            mend = f"it is of one network alone; pass --target {self.content.target} in its place, which measures another's"
         elif self.content.space.startswith(exits.PREFIX):
             mend = "it is of one cascade's exits; give the table of a space, see `nas tables`"
         elif self.content.space.startswith(remains.PREFIX):
             mend = f"`nas prune` of the table's network with --target {self.content.target} measures what may be left of it"
+        elif arch is not None and self.content.space in SPACES:
+            if not {*rows} <= {*SPACES[self.content.space](classes=arch.classes).rows}:
+                mend = f"the space {self.content.space} has none such; pass --target {self.content.target} in its place"
         return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of {what}: {named}; {mend}")

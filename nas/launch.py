@@ -17,12 +17,14 @@ from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_file
+from nas.files import staged
 from nas.formats import file_target, is_exported, normalisation_of, open_exported, range_images, write_exported
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named, renormalised
 from nas.peak_memory import peak_mb, weights_mb
 from nas.processes import leads
 from nas.progress import say
+from nas.runs import Run
 from nas.runtimes.quantise import calibration_images
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.places import Place, Times, budgets_each
@@ -47,7 +49,6 @@ from search_spaces.zoo.released import Normalisation
 __all__ = ["evaluate_network", "export_network", "retrain_network", "search_supernet"]
 
 IMAGES_AT_ONCE = 250  # of an evaluation
-RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
 TIMED_IMAGES = 64  # that a file whose time depends on the image is timed on, one by one
 LOW_AGREEMENT = 0.95  # share of images with the same best class, below which a file in int8 is said to differ
 
@@ -72,6 +73,7 @@ def search_supernet(
         InputError: no such supernet or table, a table of another machine, a target twice, or budgets for other than each of them.
         BudgetError: a budget cannot be met.
     """
+    Run.check_free(out, resume=resume)  # before hours of measuring
     each = budgets_each(budgets or [plan.budgets], max(1, len(tables) + len(targets)))
     model, run = load_supernet(supernet)
     prices = find_tables(tables, targets, lambda: model.space)
@@ -133,6 +135,8 @@ def retrain_network(
         InputError: no such network or teacher, an encoder without one, they do not fit the data, or what is set needs something that is not.
         BudgetError: thresholds cannot hold `target_cost`.
     """
+    if leads():
+        Run.check_free(out, resume=resume)
     _check_flags(
         thresholds,
         {"--table": table, "--target": target, "--target-cost": target_cost, "--foreign-table": foreign or None},
@@ -154,7 +158,7 @@ def retrain_network(
     data = _training_data(dataset, named.arch.image_size, with_teacher=teacher is not None and not recipe.sides)
     named = named.seeing(data)
     if named.supernet is None:
-        named = named.of_classes(data.classes)
+        named = named.of_classes(data.classes, recipe.seed)
     if thresholds and temperature is None:
         temperature = 1.0  # AS-ViT's
     guide = None if teacher is None else teacher_named(teacher, data, teacher_weight, temperature)
@@ -265,7 +269,7 @@ def evaluate_network(
             raise InputError(f"--budget-ms chooses a winner of a search run, and {name} is none; leave it out")
         session = open_exported(Path(name)) if is_exported(name) else open_exits(Path(name))
         taken = normalisation_of(Path(name)) if is_exported(name) else None
-        classes, image_size, run = session.classes, session.image_size, session.run
+        classes, image_size, channels, run = session.classes, session.image_size, session.channels, session.run
     else:
         named = network_named(name, budget_ms, weights, cascades=True)
         if named.network is None and named.supernet is None:
@@ -273,8 +277,9 @@ def evaluate_network(
         named = named.seeing(load_data(dataset, image_size=named.arch.image_size))
         network = named.with_weights(seed=0)
         size = EXITS_AT_ONCE if isinstance(named.arch, Cascade) else size
-        classes, image_size, run = named.arch.classes, named.arch.image_size, _eager(network)
-    data = load_for(name, dataset, image_size, classes)
+        arch, run = named.arch, _eager(network)
+        classes, image_size, channels = arch.classes, arch.image_size, arch.channels
+    data = load_for(name, dataset, image_size, classes, channels)
     hits: Any = 0  # (exits,)
     seconds = 0.0
     count = min(limit or data.size(chosen), data.size(chosen))
@@ -339,9 +344,11 @@ def export_network(
         dataset = _own_data(name, named)
     network = named.with_weights(seed)
     ranges = _ranges(named, dataset, wanted.batch, seed) if int8 else None
-    images = _check_images(named, dataset, wanted.batch)
-    path = write_exported(network, form, wanted, out, ranges, named.normalisation)
-    checked = check_file(path, network, images, wanted)
+    images = named.images_to_check(dataset, wanted.batch)
+    with staged(out) as stage:  # so that a file from before stays unless the new one is right
+        written = write_exported(network, form, wanted, stage, ranges, named.normalisation)
+        checked = check_file(written, network, images, wanted)
+    path = out / written.name
     if int8 and checked.top1_agreement < LOW_AGREEMENT:
         say(f"in int8, the best class is another one on {1 - checked.top1_agreement:.1%} of {checked.images} images")
     if prices is None:
@@ -373,7 +380,7 @@ def _export_cascade(
         )
     network = named.with_weights(seed)
     assert isinstance(network, CascadeNetwork)
-    return export_cascade(network, target, prices, _check_images(named, dataset, target.batch), out, seed)
+    return export_cascade(network, target, prices, named.images_to_check(dataset, target.batch), out, seed)
 
 
 def _file_prices(
@@ -409,12 +416,3 @@ def _ranges(named: Named, dataset: str | None, batch: int, seed: int) -> Tensor:
         return torch.from_numpy(np.concatenate([*calibration_images(shape)]))
     data = load_data(dataset, image_size=arch.image_size, labels=False)
     return named.seen(range_images(data, batch, seed), data)
-
-
-def _check_images(named: Named, dataset: str | None, batch: int) -> Tensor:
-    """Images (N, C, H, W) on which an exported file is compared with its network; random ones are whole batches."""
-    arch = named.arch
-    if dataset is None:
-        return torch.cat([arch.example(batch, seed=index) for index in range(-(-RANDOM_IMAGES // batch))])
-    data = load_data(dataset, image_size=arch.image_size, labels=False)
-    return named.seen(torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)]), data)

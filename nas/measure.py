@@ -15,6 +15,7 @@ from nas.correction import Times, settle
 from nas.job import Job, few_visits, new_visits, visits_by_sittings
 from nas.kept_rows import filled
 from nas.latency import LatencyTable
+from nas.of_network import kept_of
 from nas.plan import Plan, make_plan, rows_to_time
 from nas.progress import say
 from nas.samples import Samples, finish_section
@@ -38,7 +39,6 @@ from nas.verdict import of_adaptation, verdict_of, worse
 from nas.visits import PROTOCOL, Protocol, Visit
 from search_spaces.errors import InputError
 from search_spaces.space import Measurable
-from search_spaces.spaces.of_network import kept_of
 
 __all__ = ["TABLE_ROUNDS", "measure_table", "table_stem"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress import from_module, seeing
-from nas.data import Data
+from nas.data import Data, check_channels
 from nas.data import load as load_data
 from nas.evaluate import calibration_batches
 from nas.pretrained import HF, TIMM, hf_model, normalisation, timm_model
@@ -29,6 +29,7 @@ from search_spaces.zoo.released import Normalisation
 
 __all__ = ["Named", "network_named", "renormalised"]
 
+RANDOM_IMAGES, DATA_IMAGES = 32, 1000  # that an exported file is checked on
 HOLDING = ("cascade", "prune")  # kinds of runs that hold a network, beside retrain's
 
 
@@ -56,6 +57,18 @@ class Named:
         """Images (N, C, H, W) that are normalised as `data` does, normalised as those that the network was trained on."""
         return renormalised(images, data, self.normalisation)
 
+    def images_to_check(self, dataset: str | None, batch: int) -> Tensor:
+        """Images (N, C, H, W) on which an exported file is compared with the network: of search-validation, or random ones, whole batches.
+
+        Raises:
+            InputError: no such data, or its images have other channels.
+        """
+        if dataset is None:
+            return torch.cat([self.arch.example(batch, seed=index) for index in range(-(-RANDOM_IMAGES // batch))])
+        data = load_data(dataset, image_size=self.arch.image_size, labels=False)
+        check_channels(self.arch.channels, data)
+        return self.seen(torch.cat([images for images, _ in data.loader("val", 250, limit=DATA_IMAGES)]), data)
+
     def at(self, image_size: int) -> "Named":
         """The same network for images of another size, what belongs to a grid interpolated.
 
@@ -67,15 +80,17 @@ class Named:
         network = None if self.network is None else extract_variant(self.network, self.arch, arch)
         return replace(self, arch=arch, network=network)
 
-    def of_classes(self, classes: int) -> "Named":
-        """The same network for another number of classes, or an encoder with a classifier; it is fresh then, and that is said."""
+    def of_classes(self, classes: int, seed: int) -> "Named":
+        """The same network for another number of classes, or an encoder with a classifier; it is fresh then, drawn from the seed, and that is said."""
         if classes == self.arch.classes and not self.arch.encoder:
             return self
         if self.network is None:
             return replace(self, arch=self.arch.with_classes(classes))
         own = "is an encoder" if self.arch.encoder else f"tells {self.arch.classes} classes apart"
         say(f"the network {own}, the data has {classes} classes: its classifier starts afresh")
-        network = with_new_head(self.network, classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = with_new_head(self.network, classes)
         return replace(self, arch=network.arch, network=network)
 
     def seeing(self, data: Data) -> "Named":
@@ -224,5 +239,8 @@ def _winner(run: Run, budget_ms: float | None) -> Named:
     known = ", ".join(f"{result['budget_ms']:.6g}" for result in results)
     chosen = [result for result in results if budget_ms is None or abs(result["budget_ms"] / budget_ms - 1) < 1e-3]
     if len(chosen) != 1:
-        raise InputError(f"{run.path} has winners for {known} ms; choose one with --budget-ms")
+        raise InputError(
+            f"{run.path} has winners for {known} ms; choose one with --budget-ms, or where a command has no such option give its "
+            "file in that folder"
+        )
     return Named(read_arch(run.path / chosen[0]["arch"]), supernet=run.path / run.config["supernet"])

@@ -11,7 +11,7 @@ from search_spaces.cascade import Cascade
 from search_spaces.spaces.exits import Exits
 from search_spaces.states import State, Tokens
 
-__all__ = ["Chain", "Narrower", "Probes", "make_probes", "row_probes"]
+__all__ = ["Chain", "Narrower", "Probes", "longer_and_shorter", "make_probes", "row_probes"]
 
 COPIES = (2, 8)  # of a block that are added to the network: least and most, so that they are a third of its work
 LENGTHS = (4, 12)  # of a chain, so that its blocks are two thirds of its work
@@ -104,6 +104,14 @@ def row_probes(arch: Arch) -> tuple[Arch, ...]:
             chain = _chain(arch, position, copy, plateau=False)
             found.append(None if chain is None else chain.arch)
     return tuple(dict.fromkeys(probe for probe in found if probe is not None))
+
+
+def longer_and_shorter(arch: Arch) -> tuple[Arch, ...]:
+    """The network with one of its blocks once more, and without one, as far as that leaves it no rows but its own; each network once."""
+    own, found = {*arch.rows}, list[Arch | None]()
+    for position in range(len(arch.blocks)):
+        found += [_repeated(arch, position, 1), _without(arch, position)]
+    return tuple(dict.fromkeys(other for other in found if other is not None and {*other.rows} <= own))
 
 
 def _rows(arch: Arch) -> list[Rows]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.files import TEMPORARY, read_json
+from nas.latency import LatencyTable
 from nas.page import html_figure, html_table, write_page
 from nas.pruning.page import write_pruned
 from nas.runs import Run, read_arch
@@ -47,7 +49,7 @@ def write_report(out: Path, summary: dict[str, Any]) -> Path:
     """Write `report.html` into the run folder `out` from its summary and the records below it."""
     search = Run.open(out / "search", "search")
     evaluated = [record for record in search.records() if record["event"] == "evaluated"]
-    table = json.loads(next((out / "table").glob("*.json")).read_text(encoding="utf-8"))
+    table = _table(out / "table")
     archs = [read_arch(out / result["arch"]) for result in summary["results"]]
     largest = read_arch(out / summary["largest"]["arch"])
     parts = [
@@ -172,6 +174,20 @@ def _predicted(summary: dict[str, Any]) -> Any:
     figure.add_scatter(x=x, y=y, mode="markers", name="exported networks", marker={"color": "#0969da", "size": 10})
     figure.update_layout(xaxis_title="predicted ms", yaxis_title="measured ms", template="plotly_white", height=380)
     return figure
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """What the JSON file of the one latency table in a folder says.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = next((path for path in folder.glob("*.json") if not path.name.startswith(TEMPORARY)), None)
+    if path is None:
+        raise InputError(f"{folder} holds no latency table; restore it, or run `nas quickstart` in another folder")
+    LatencyTable.load(path)  # which refuses a damaged one
+    found: dict[str, Any] = read_json(path)
+    return found
 
 
 def _calibration(table: dict[str, Any]) -> str:

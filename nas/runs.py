@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ class Run:
         if not (path / CONFIG).exists():
             write_json(path / CONFIG, config)
             return cls(path, config)
-        found = read_json(path / CONFIG)
+        found = _config(path)
         differing = sorted(name for name in {*config, *found} if config.get(name) != found.get(name))
         if differing:
             name = differing[0]
@@ -76,8 +77,8 @@ class Run:
         """
         if not (path / CONFIG).is_file():
             raise InputError(f"{path} holds no run (no {CONFIG}); give the folder that --out named")
-        config = read_json(path / CONFIG)
-        if not isinstance(config, dict) or (kind is not None and config.get("kind") != kind):
+        config = _config(path)
+        if kind is not None and config["kind"] != kind:
             raise InputError(f"{path} is not a {kind} run; give the folder that `nas {kind}` wrote")
         return cls(path, config)
 
@@ -91,7 +92,7 @@ class Run:
         with (self.path / CONFIG).open("rb") as file:
             lock(file, self.path)
             for left in self.path.glob(f"{TEMPORARY}*"):
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
 
     @property
@@ -151,11 +152,27 @@ class Run:
         Raises:
             InputError: there is none.
         """
+        if not (self.path / ARCH).exists() and self.summary is None:
+            raise InputError(f"the run in {self.path} is unfinished; go on with --resume")
         return read_arch(self.path / ARCH)
 
     def weights(self) -> dict[str, Any]:
         """The weights that the run holds."""
         return load_weights(self.path / WEIGHTS)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The config of the run in a folder.
+
+    Raises:
+        InputError: it is damaged, or another program's.
+    """
+    found = read_json(path / CONFIG)
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+        raise InputError(
+            f"{path / CONFIG} is of no run; choose another folder, or name a model of Hugging Face as hf:FOLDER"
+        )
+    return found
 
 
 def read_arch(path: Path) -> Arch:

@@ -7,6 +7,7 @@ from latency_tables import SHIPPED
 from nas.files import cache_dir
 from nas.latency import LatencyTable
 from nas.measure import measure_table
+from nas.one_network import OneNetwork
 from nas.progress import say
 from nas.table_file import stem_of
 from nas.target import Target
@@ -31,18 +32,15 @@ def tables_dir() -> Path:
 def space_of(arch: Arch) -> Measurable:
     """A space whose rows price the network: those it measures, or behind a pruning location rows between them; of a cascade its exits.
 
+    A network that is in no space is one by itself.
+
     Raises:
-        InputError: there is none.
+        InputError: it is in none and drops patches.
     """
     if isinstance(arch, Cascade):
         return Exits(arch)
     spaces = [build(classes=arch.classes) for build in SPACES.values()]
-    found = next((space for space in spaces if _prices(space, arch)), None)
-    if found is None:
-        raise InputError(
-            f"network {arch.id} is in none of {', '.join(SPACES)}, whose rows could be measured; give --table FILE"
-        )
-    return found
+    return next((space for space in spaces if _prices(space, arch)), None) or OneNetwork(arch)
 
 
 def _prices(space: Space, arch: Arch) -> bool:

@@ -47,10 +47,6 @@ class CascadeNetwork(Network):
         assert passed is not None
         return found if passed.relations is None else [*found, passed.relations]
 
-    def reuses(self, number: int) -> bool:
-        """Whether the stage `number` reuses anything of the one before."""
-        return reuse_of(self.arch.stages[number]) is not None
-
     def exit(self, number: int, x: Tensor, passed: Passed | None = None) -> tuple[Tensor, Passed]:
         """Logits (B, classes) of one exit, and what its stage passes on.
 
@@ -76,7 +72,9 @@ class CascadeNetwork(Network):
                 mapped += spec.heads if "relations" in spec.reuse else 0
             else:
                 state = block(state)
-        return state, Passed(tokens, None if told is None else torch.cat(told, 1))
+        return state, Passed(
+            tokens if self.arch.asked_for(number) else None, None if told is None else torch.cat(told, 1)
+        )
 
 
 def _layer(
@@ -100,20 +98,31 @@ def reuse_of(stage: Arch) -> Reuse | None:
     return next((spec for spec in stage.blocks if isinstance(spec, Reuse)), None)
 
 
-def _passes(stage: Arch) -> tuple[Tokens, int]:
-    """The tokens behind a stage's last transformer block, and how many attention maps its blocks have.
-
-    Raises:
-        ValueError: it has no such block.
-    """
-    found = [
-        (spec, state) for spec, state in zip(stage.blocks, stage.states[1:], strict=True) if isinstance(spec, MB3D)
-    ]
+def unfit(stage: Arch) -> str | None:
+    """Why a network is no stage of a cascade, to stand behind its name; None where it can be one."""
+    if stage.encoder:
+        return "is an encoder, and every exit needs a classifier; give it one"
+    found = [spec for spec in stage.blocks if isinstance(spec, MB3D)]
     if not found:
-        raise ValueError("a stage of a cascade has transformer blocks (mb3d), and this one has none")
-    tokens = found[-1][1]
-    assert isinstance(tokens, Tokens)
-    return tokens, sum(spec.heads for spec, _ in found)
+        return "has no transformer blocks (mb3d), which a stage of a cascade is made of; give a ViT"
+    if any(isinstance(spec, TokenPrune) for spec in stage.blocks):
+        return "prunes tokens, which the next could not reuse; give it without that"
+    if any(spec.bias or spec.groups or spec.loops > 1 for spec in found):
+        return "is no plain ViT: it has a position bias, groups or loops; give a ViT"
+    if len({(state.grid, state.prefix, state.channels) for state in _behind(stage)}) > 1:
+        return "has transformer blocks on several grids or of several widths; give a ViT"
+    return None
+
+
+def _behind(stage: Arch) -> list[Tokens]:
+    """The tokens behind each transformer block."""
+    after = zip(stage.blocks, stage.states[1:], strict=True)
+    return [state for spec, state in after if isinstance(spec, MB3D) and isinstance(state, Tokens)]
+
+
+def _passes(stage: Arch) -> tuple[Tokens, int]:
+    """The tokens behind a stage's last transformer block, and how many attention maps its blocks have."""
+    return _behind(stage)[-1], sum(spec.heads for spec in stage.blocks if isinstance(spec, MB3D))
 
 
 def _mapped(stage: Arch) -> int:
@@ -145,18 +154,15 @@ class Cascade(Arch):
         """Check that stages fit, and lay their blocks out in a row."""
         if len(self.stages) < 2 - self.told or any(isinstance(stage, Cascade) for stage in self.stages):
             raise ValueError(f"a cascade has two stages or more, each of one exit; got {len(self.stages)}")
+        for number, stage in enumerate(self.stages):
+            fault = unfit(stage)
+            if fault is not None:
+                raise ValueError(f"stage {number + 1} {fault}")
         for what in ("channels", "classes"):
             found = {getattr(stage, what) for stage in self.stages}
             if len(found) > 1:
                 raise ValueError(f"stages of a cascade have the same {what}, got {sorted(found)}")
-        if any(stage.encoder for stage in self.stages):
-            raise ValueError("every stage of a cascade is an exit, and needs a classifier")
         for number, stage in enumerate(self.stages):
-            if any(isinstance(spec, TokenPrune) for spec in stage.blocks):
-                raise ValueError(f"stage {number} prunes tokens, which the next could not reuse")
-            if any(spec.bias or spec.groups or spec.loops > 1 for spec in stage.blocks if isinstance(spec, MB3D)):
-                raise ValueError(f"stage {number} is no plain ViT: it has a position bias, groups or loops")
-            _passes(stage)  # which refuses one without transformer blocks
             self._check(number, stage)
         states = [state for number in range(len(self.stages)) for state in self._states(number)]
         object.__setattr__(self, "image_size", max(stage.image_size for stage in self.stages))
@@ -173,10 +179,15 @@ class Cascade(Arch):
             raise ValueError("the first stage of a cascade has none before it to reuse")
         before, maps = _passes(self.stages[number - 1])
         if (reuse.channels, reuse.side, reuse.prefix) != (before.channels, before.grid, before.prefix):
-            raise ValueError(f"stage {number} reuses {reuse}, but the stage before ends in {before}")
+            raise ValueError(f"stage {number + 1} reuses {reuse}, but the stage before ends in {before}")
         if reuse.maps and reuse.maps != (maps, _mapped(stage)):
             wanted = (maps, _mapped(stage))
-            raise ValueError(f"stage {number} reuses maps {reuse.maps}, but there are {wanted} before and in it")
+            raise ValueError(f"stage {number + 1} reuses maps {reuse.maps}, but there are {wanted} before and in it")
+
+    def asked_for(self, number: int) -> bool:
+        """Whether the next stage makes features of the last tokens of the stage `number`."""
+        following = reuse_of(self.stages[number + 1]) if number + 1 < len(self.stages) else None
+        return following is not None and following.width > 0
 
     def asks(self, number: int) -> bool:
         """Whether relations of the stage `number` are asked for, which then writes the logits of its attention out."""

@@ -15,7 +15,7 @@ from search_spaces.states import State
 if TYPE_CHECKING:
     from search_spaces.space import Choice
 
-__all__ = ["Factor", "Factors", "in_a_row", "rows_of"]
+__all__ = ["Factor", "Factors", "in_a_row"]
 
 MOST = 200_000  # combinations that a table is filled for, which takes a second or two
 
@@ -73,18 +73,3 @@ def in_a_row(blocks: Iterable[BlockSpec], state: State) -> tuple[State, tuple[Ro
         rows += spec.rows(state)
         state = spec.output(state)
     return state, tuple(rows)
-
-
-def rows_of(terms: Sequence[Factor], code: NDArray[np.int64]) -> list[Row]:
-    """The rows of a code's network, with repeats, as the terms of its space add them up."""
-    known: dict[Factor, int] = {}
-
-    def index(factor: Factor) -> int:
-        if factor not in known:
-            if factor.table is None:
-                known[factor] = int(code[factor.position])
-            else:
-                known[factor] = int(factor.table[tuple(index(source) for source in factor.sources)])
-        return known[factor]
-
-    return [row for term in terms for row in term.values[index(term)]]

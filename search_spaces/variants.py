@@ -1,6 +1,7 @@
 """One set of weights as a network at another resolution, or with fewer loops."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, count
 
 import torch
@@ -21,6 +22,8 @@ __all__ = [
     "variant_state",
     "variant_weights",
 ]
+
+ORDER = "order"  # what a block calls the order in which a loop has its tokens
 
 
 def most_loops(arch: Arch) -> int:
@@ -47,7 +50,8 @@ def variant_weights(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) ->
     """The weights of `variant`, by their names in it, from `weights` of `arch`: parameters and BN statistics.
 
     They are the very tensors of `weights`, but those of another grid, which are interpolated, so that gradients flow back.
-    Fixed tables, of indices or of sines, are not among them: each network makes its own, see `variant_state`.
+    Fixed tables, of indices or of sines, are not among them: each network makes its own, but for orders of tokens that came with
+    weights, see `variant_state`.
 
     Args:
         weights: parameters and buffers of the network `arch`.
@@ -84,12 +88,15 @@ def variant_weights(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) ->
 def variant_state(weights: Mapping[str, Tensor], arch: Arch, variant: Arch) -> dict[str, Tensor]:
     """All that `variant` loads, by name: `variant_weights` of the same arguments, and the fixed tables that it makes for itself.
 
+    An order of tokens is that in `weights` where both networks would draw the same, so of as many tokens.
+
     Raises:
         ValueError: the weights do not fit, see `variant_weights`.
     """
     own = _skeleton(variant, weights).state_dict()
     fixed = {name: tensor.clone() for name, tensor in own.items() if not tensor.is_meta}  # the skeleton is shared
-    return fixed | variant_weights(weights, arch, variant)
+    orders = {name: weights[name] for name in _orders(arch, variant) if name in weights}
+    return fixed | orders | variant_weights(weights, arch, variant)
 
 
 def run_variant(network: Network, arch: Arch, variant: Arch, images: Tensor) -> Tensor:
@@ -101,7 +108,7 @@ def run_variant(network: Network, arch: Arch, variant: Arch, images: Tensor) -> 
     Raises:
         ValueError: the weights do not fit, see `variant_weights`.
     """
-    weights = variant_weights(_tensors(network), arch, variant)
+    weights = _handed_in(network, arch, variant)
     device = next(network.parameters()).device
     logits: Tensor = functional_call(
         skeleton(variant, device, moments=True).train(network.training), weights, (images,)
@@ -115,7 +122,7 @@ def recalibrate_variant(network: Network, arch: Arch, variant: Arch, batches: It
     Raises:
         ValueError: there are no batches, or the weights do not fit.
     """
-    return average_moments(variant, variant_weights(_tensors(network), arch, variant), batches)
+    return average_moments(variant, _handed_in(network, arch, variant), batches)
 
 
 def extract_variant(network: Network, arch: Arch, variant: Arch, stats: Stats | None = None) -> Network:
@@ -127,6 +134,21 @@ def extract_variant(network: Network, arch: Arch, variant: Arch, stats: Stats | 
     found = variant.build()
     found.load_state_dict(variant_state(_tensors(network), arch, variant) | (stats or {}))
     return found.to(next(network.parameters()).device).eval()
+
+
+def _handed_in(network: Network, arch: Arch, variant: Arch) -> dict[str, Tensor]:
+    """What a call of the variant's skeleton is given: weights, and orders of tokens that are the network's, with what follows from them."""
+    own = _tensors(network)
+    cuts = tuple(name.removesuffix(ORDER) for name in _orders(arch, variant))
+    return {name: own[name] for name in own if name.startswith(cuts)} | variant_weights(own, arch, variant)
+
+
+@lru_cache(maxsize=64)
+def _orders(arch: Arch, variant: Arch) -> tuple[str, ...]:
+    """Names of the orders of tokens that both networks draw alike, by themselves."""
+    own, other = (skeleton(one, torch.device("cpu"), moments=True).state_dict() for one in (arch, variant))
+    names = [name for name in own.keys() & other.keys() if name.endswith(ORDER)]
+    return tuple(sorted(name for name in names if torch.equal(own[name], other[name])))
 
 
 def _skeleton(variant: Arch, weights: Mapping[str, Tensor]) -> Network:

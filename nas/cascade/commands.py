@@ -23,7 +23,7 @@ from nas.data import load as load_data
 from nas.files import read_json, write_json
 from nas.networks import network_named
 from nas.progress import say
-from nas.runs import WEIGHTS, Run, digest
+from nas.runs import CONFIG, WEIGHTS, Run, digest
 from nas.tables import find_table, space_of
 from nas.target import Target, fingerprint
 from nas.train.loop import Recipe
@@ -74,7 +74,7 @@ def _named(
                 f"{names[0]} says itself what it reuses; leave out --no-feature-reuse and --no-relation-reuse"
             )
         data = load_data(dataset, image_size=named.arch.image_size)
-        named = named.of_classes(data.classes)
+        named = named.of_classes(data.classes, seed)
         assert isinstance(named.arch, Cascade)
         return named.arch, named.start_weights(data, seed), data
     networks = []
@@ -82,7 +82,7 @@ def _named(
         found = network_named(name)
         own = load_data(dataset, image_size=found.arch.image_size)
         if found.supernet is None:
-            found = found.of_classes(own.classes)
+            found = found.of_classes(own.classes, seed)
         elif found.arch.classes != own.classes:
             raise InputError(
                 f"{name} tells {found.arch.classes} classes apart, {own.name} has {own.classes}; give the data its supernet was trained on"
@@ -149,8 +149,10 @@ def calibrate_named(
         )
     network = load_cascade(Path(name))[0] if out is None else _any(name, weights)
     data = _data_for(network, dataset)
-    if out is not None and out.exists():
-        _put(network, out)  # which refuses a folder of another network before anything is measured
+    if out is not None and (out / CONFIG).exists():
+        _put(network, out)  # which refuses a run of another network before anything is measured
+    elif out is not None:
+        Run.check_free(out, resume=True)
     costs, how = _costs(network, data, unit, prices)
     confidence, hits = every_exit(network, data, "val")
     thresholds = solve(confidence, costs, budget)
@@ -309,8 +311,10 @@ def _exits(hits: torch.Tensor, taken: torch.Tensor, count: int) -> list[dict[str
     ]
 
 
-def export_named(name: str, out: Path, *, batch: int, weights: Path | None = None) -> dict[str, Any]:
-    """`nas cascade export`: one ONNX file of each exit, checked one after the other on random images, and timed.
+def export_named(
+    name: str, out: Path, *, batch: int, weights: Path | None = None, dataset: str | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """`nas cascade export`: one ONNX file of each exit, checked one after the other on images of `dataset` or random ones, and timed.
 
     What has no weights, such as a zoo name without a checkpoint of `weights`, is exported with random ones.
 
@@ -320,10 +324,10 @@ def export_named(name: str, out: Path, *, batch: int, weights: Path | None = Non
     named = network_named(name, weights=weights, cascades=True)
     if not isinstance(named.arch, Cascade):
         raise InputError(f"{name} has one exit; give it to nas export")
-    network = named.with_weights(seed=0)
+    network = named.with_weights(seed)
     assert isinstance(network, CascadeNetwork)
     target = Target("cpu", "ort", "fp32", batch, threads=1)
-    return export_cascade(network, target, None, network.arch.example(batch, seed=1), out, seed=0)
+    return export_cascade(network, target, None, named.images_to_check(dataset, batch), out, seed)
 
 
 def _thresholds(path: Path, exits: int) -> NDArray[np.float64]:
@@ -338,7 +342,7 @@ def _thresholds(path: Path, exits: int) -> NDArray[np.float64]:
 
 
 def _data_for(network: CascadeNetwork, name: str) -> Data:
-    return load_for("the cascade", name, network.arch.image_size, network.arch.classes)
+    return load_for("the cascade", name, network.arch.image_size, network.arch.classes, network.arch.channels)
 
 
 def _images(data: Data, split: Split, limit: int | None) -> torch.Tensor:

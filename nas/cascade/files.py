@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nas.cascade.costs import until_ms
 from nas.export import Checked, write_onnx
+from nas.files import staged
 from nas.latency import LatencyTable
 from nas.peak_memory import peak_mb, weights_mb
 from nas.runs import CONFIG, digest
@@ -19,7 +20,7 @@ from nas.runtimes.onnxruntime import Chain, note_of
 from nas.target import Target
 from nas.timing import ROUNDS, settled, time_opened
 from search_spaces.blocks.reuse import Passed
-from search_spaces.cascade import Cascade, CascadeNetwork
+from search_spaces.cascade import Cascade, CascadeNetwork, reuse_of
 from search_spaces.errors import InputError
 
 __all__ = ["are_exits", "check_exits", "export_cascade", "export_exits", "open_exits"]
@@ -34,21 +35,23 @@ class _Exit(nn.Module):
     def __init__(self, network: CascadeNetwork, number: int) -> None:
         super().__init__()
         self.network, self.number = network, number
+        self.names = _names(network, number - 1)
 
     def forward(self, images: Tensor, *passed: Tensor) -> tuple[Tensor, ...]:
-        given = Passed(passed[0], passed[1] if len(passed) > 1 else None) if passed else None
-        logits, found = self.network.exit(self.number, images, given)
-        return (logits, *_tensors(self.network, self.number, found))
+        given = dict(zip(self.names, passed, strict=True))
+        logits, found = self.network.exit(self.number, images, Passed(given.get("tokens"), given.get("relations")))
+        told = [getattr(found, name) for name in _names(self.network, self.number)]
+        return (logits, *told)
 
 
-def _tensors(network: CascadeNetwork, number: int, passed: Passed) -> tuple[Tensor, ...]:
-    """What an exit passes to the next one that reuses anything of it."""
-    if number + 1 == len(network.parts) or not network.reuses(number + 1):
+def _names(network: CascadeNetwork, number: int) -> tuple[str, ...]:
+    """What of `Passed` the stage behind `number` reuses: so outputs are called, and with `_in` behind them the next file's inputs."""
+    following = reuse_of(network.arch.stages[number + 1]) if -1 < number < len(network.parts) - 1 else None
+    if following is None:
         return ()
-    return (passed.tokens,) if passed.relations is None else (passed.tokens, passed.relations)
+    return (*(("tokens",) if following.width else ()), *(("relations",) if following.maps else ()))
 
 
-NAMES = ("tokens", "relations")  # of outputs; as inputs of the next file, `_in` follows
 WHOLE = "cascade.json"  # what a file calls the export that it is of
 
 
@@ -61,10 +64,7 @@ def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path
     Raises:
         InputError: the folder has files of more exits, or holds a run.
     """
-    if (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds a run; choose another --out")
-    if _path(folder, len(network.parts)).exists():
-        raise InputError(f"{folder} has files of a cascade with more exits; choose another --out")
+    _check_free(folder, len(network.parts))
     network.eval()
     images, paths = network.arch.example(batch), list[Path]()
     whole = {"exits": len(network.parts), "batch": batch, "weights": digest(network.state_dict())}
@@ -73,11 +73,19 @@ def export_exits(network: CascadeNetwork, batch: int, folder: Path) -> list[Path
     for number in range(len(network.parts)):
         module = _Exit(network, number)
         found = module(images, *given)
-        ins, outs = [f"{name}_in" for name in NAMES[: len(given)]], list(NAMES[: len(found) - 1])
-        names = ["images", *ins], ["logits", *outs]
+        ins = [f"{name}_in" for name in module.names]
+        names = ["images", *ins], ["logits", *_names(network, number)]
         paths.append(write_onnx(module, (images, *given), _path(folder, number), *names, notes))
         given = found[1:]
     return paths
+
+
+def _check_free(folder: Path, exits: int) -> None:
+    """Refuse a folder whose files would no longer belong together."""
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds a run; choose another --out")
+    if _path(folder, exits).exists():
+        raise InputError(f"{folder} has files of a cascade with more exits; choose another --out")
 
 
 def are_exits(folder: Path) -> bool:
@@ -139,8 +147,12 @@ def export_cascade(
     Raises:
         InputError: as `export_exits` and `check_exits`.
     """
-    arch, paths = network.arch, export_exits(network, target.batch, out)
-    checked = check_exits(network, paths, images, target)
+    arch = network.arch
+    _check_free(out, len(network.parts))
+    with staged(out) as stage:  # so that files from before stay unless the new ones are right
+        written = export_exits(network, target.batch, stage)
+        checked = check_exits(network, written, images, target)
+    paths = [out / path.name for path in written]
     times = _until_ms(arch, paths, target, prices, seed)
     predicted = [None] * len(paths) if prices is None else until_ms(arch, prices).tolist()
     exits = [

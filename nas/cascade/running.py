@@ -36,7 +36,8 @@ def run_early(network: CascadeNetwork, images: Tensor, thresholds: NDArray[np.fl
         taken[left] = number
         if number == exits - 1:
             break
-        stays = (own.softmax(-1).amax(-1) <= float(thresholds[number])).nonzero()[:, 0]
+        leaves = own.softmax(-1).amax(-1) > float(thresholds[number])  # never where it is not a number
+        stays = leaves.logical_not().nonzero()[:, 0]
         if not len(stays):
             break
         if len(stays) < len(left):

@@ -7,6 +7,7 @@ import typer
 
 from nas.cli.options import (
     BatchSize,
+    CheckData,
     Command,
     CutMix,
     DataName,
@@ -137,15 +138,17 @@ def run(
 @cascade.command(cls=Command)
 def export(
     network: Annotated[str, typer.Argument(help=EXPORTED)],
+    data: CheckData = None,
     weights: Weights = None,
     out: Out = Path("results/cascade-files"),
     batch: Batch = 1,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Write one ONNX file of each exit, which takes what the one before passes on, and check them in a row."""
     from nas.cascade.commands import export_named
 
-    show(export_named(network, out, batch=batch, weights=weights), json)
+    show(export_named(network, out, batch=batch, weights=weights, dataset=data, seed=seed), json)
 
 
 @cascade.command(cls=Command)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import BudgetMs, Foreign, Json, Out, Seed, Weights, show
+from nas.cli.options import BudgetMs, CheckData, Foreign, Json, Out, Seed, Weights, show
 
 __all__ = ["export"]
 
@@ -28,9 +28,7 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help=INT8)] = False,
     target: Annotated[str | None, typer.Option("--target", help=CHECKED_ON, show_default="as the format")] = None,
     table: Annotated[Path | None, typer.Option("--table", help="Latency table that predicts its time.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Compare file and network on its search-validation images.")
-    ] = None,
+    data: CheckData = None,
     budget_ms: BudgetMs = None,
     static: Annotated[bool, typer.Option("--static", help=STATIC)] = False,
     out: Out = Path("results/export"),

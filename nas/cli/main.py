@@ -30,6 +30,8 @@ from search_spaces.errors import InputError
 __all__ = ["main"]
 
 BAD_INPUT, BUDGET, INTERRUPTED = 2, 3, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 app = typer.Typer(
     name="nas",
@@ -77,10 +79,15 @@ def main() -> None:
     except BudgetError as error:
         _fail(str(error), BUDGET)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
+            _fail(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; free the space and run it again, with --resume "
+                "where the command has that",
+                BAD_INPUT,
+            )
+        if error.errno not in UNREACHABLE or error.filename is None:
             raise
         _fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}; free the space and run it again, with --resume "
-            "where the command has that",
+            f"cannot read or write {error.filename!s:.200}: {error.strerror}; check the path, and who may use it",
             BAD_INPUT,
         )

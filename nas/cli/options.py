@@ -14,6 +14,7 @@ from search_spaces.errors import InputError
 __all__ = [
     "BatchSize",
     "BudgetMs",
+    "CheckData",
     "Command",
     "CutMix",
     "DataName",
@@ -47,9 +48,14 @@ EMA = "Decay of the mean of the weights over the steps, such as 0.999, that is k
 DATA_NAMES = "digits, digits64, contours, contours224, imagefolder:PATH, torchvision:NAME[@FOLDER] or hf:NAME."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Everything that is drawn follows from it, but for how data are split.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in --out.")]
 DataName = Annotated[str, typer.Option("--data", help=DATA_NAMES)]
+CheckData = Annotated[
+    str | None, typer.Option("--data", help="Compare file and network on its search-validation images.")
+]
 TargetName = Annotated[
     str | None, typer.Option("--target", help="Device, runtime, dtype, batch, threads: cpu-ort-fp32-b1-t1.")
 ]

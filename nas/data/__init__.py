@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nas.data.base import SPLITS, Data, Split
 from search_spaces.errors import InputError
 
-__all__ = ["DATASETS", "SPLITS", "Data", "Split", "load", "load_for", "split_named"]
+__all__ = ["DATASETS", "SPLITS", "Data", "Split", "check_channels", "load", "load_for", "split_named"]
 
 
 def _digits(path: str, image_size: int | None, seed: int) -> Data:
@@ -108,13 +108,26 @@ def split_named(name: str) -> Split:
     raise InputError(f"no split called {name!r}; known: {', '.join(SPLITS)}")
 
 
-def load_for(network: str, name: str, image_size: int, classes: int) -> Data:
+def check_channels(channels: int, data: Data) -> None:
+    """Refuse a network of images with other channels than a data set's.
+
+    Raises:
+        InputError: they differ.
+    """
+    if channels != data.channels:
+        raise InputError(
+            f"the network takes images of {channels} channels, those of {data.name} have {data.channels}; choose another"
+        )
+
+
+def load_for(network: str, name: str, image_size: int, classes: int, channels: int) -> Data:
     """The data set `name` for a network, as the user calls it, of that image size.
 
     Raises:
-        InputError: as `load`, or the data has other than its `classes`.
+        InputError: as `load`, or the data has other than its `classes` or `channels`.
     """
     data = load(name, image_size=image_size)
+    check_channels(channels, data)
     if data.classes != classes:
         raise InputError(
             f"{network} tells {classes} classes apart, {data.name} has {data.classes}; give the data it was trained on"

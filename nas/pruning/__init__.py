@@ -28,6 +28,7 @@ from nas.pruning.saved import steadiness
 from nas.runs import Run
 from nas.scratch import scratch_dir
 from nas.target import Target
+from nas.train.loop import check_batch
 from search_spaces.arch import Arch
 from search_spaces.errors import InputError
 from search_spaces.spaces.frames import PARTS, in_frame, whole_frame
@@ -134,12 +135,7 @@ def _check_healing(arch: Arch, data: Data, target: Target, goal: Goal, healing: 
         dropping = in_frame(arch, replace(whole_frame(arch), keeps=((1, 1),)))
         target.check_runs(dropping.keeping(adaptive=True))
     if healing.epochs:
-        recipe = healing.recipe(arch, seed)
-        if data.size("train") < recipe.batch_size:
-            raise InputError(
-                f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}; give a "
-                "smaller --batch-size"
-            )
+        check_batch(healing.recipe(arch, seed), data)
 
 
 def _pruned(

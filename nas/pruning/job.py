@@ -174,7 +174,7 @@ def job_of(
         _check_labels(data, labels_for)
     if own_head:
         check_labelled(data)
-        named = named.of_classes(data.classes)
+        named = named.of_classes(data.classes, seed)
     assert named.network is not None
     try:
         remains = Remains(named.arch, parts)

@@ -135,7 +135,7 @@ def _sibling(job: Job, model: str, out: Path) -> Rival | Missing:
 def _of_classes(job: Job, found: Named, out: Path) -> Named:
     """A network with a classifier fitted to the data, in the run folder `out`."""
     assert found.network is not None
-    source, found = digest(found.network.state_dict()), found.of_classes(job.data.classes)
+    source, found = digest(found.network.state_dict()), found.of_classes(job.data.classes, job.seed)
     assert found.network is not None
     data = job.data.at(found.network.arch.image_size)
     check_labelled(data)

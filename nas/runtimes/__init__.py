@@ -25,6 +25,10 @@ class Session(Protocol):
     """A network, ready to run in eval mode."""
 
     @property
+    def channels(self) -> int:
+        """Channels of the images it takes."""
+
+    @property
     def image_size(self) -> int:
         """Pixels of each side of the images it takes."""
 

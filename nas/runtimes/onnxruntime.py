@@ -202,6 +202,11 @@ class Session:
         self._images = fixed_images(shape)
 
     @property
+    def channels(self) -> int:
+        """Channels of the images it takes."""
+        return int(self._images.shape[1])
+
+    @property
     def image_size(self) -> int:
         """Pixels of each side of the images it takes."""
         return int(self._images.shape[-1])
@@ -281,6 +286,11 @@ class Chain:
     def close(self) -> None:
         """Give the memory back; the files stay."""
         self._live = []
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that all take."""
+        return int(self._images.shape[1])
 
     @property
     def image_size(self) -> int:

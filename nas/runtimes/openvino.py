@@ -228,6 +228,11 @@ class Session:
         self._images = fixed_images(tuple(self._opened().model_inputs[0].shape))
 
     @property
+    def channels(self) -> int:
+        """Channels of the images it takes."""
+        return int(self._images.shape[1])
+
+    @property
     def image_size(self) -> int:
         """Pixels of each side of the images it takes."""
         return int(self._images.shape[-1])

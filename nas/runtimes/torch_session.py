@@ -145,6 +145,11 @@ class Session:
         self._forward: Forward | None = None
 
     @property
+    def channels(self) -> int:
+        """Channels of the images it takes."""
+        return self.arch.channels
+
+    @property
     def image_size(self) -> int:
         """Pixels of each side of the images it takes."""
         return self.arch.image_size

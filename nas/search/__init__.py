@@ -7,7 +7,7 @@ from nas.search.searcher import Result, Searcher
 from search_spaces import Space
 from search_spaces.errors import InputError
 
-__all__ = ["SEARCHERS", "Result", "Searcher", "searcher_named"]
+__all__ = ["SEARCHERS", "Result", "Searcher", "check_searcher", "searcher_named"]
 
 
 def _nsga2(space: Space, storage: Path, seed: int) -> Searcher:
@@ -25,6 +25,15 @@ def searcher_named(name: str, space: Space, storage: Path, seed: int) -> Searche
     Raises:
         InputError: there is no such searcher.
     """
+    check_searcher(name)
+    return SEARCHERS[name](space, storage, seed)
+
+
+def check_searcher(name: str) -> None:
+    """Refuse a name that is no searcher's.
+
+    Raises:
+        InputError: it is none.
+    """
     if name not in SEARCHERS:
         raise InputError(f"no searcher called {name!r}; known: {', '.join(SEARCHERS)}")
-    return SEARCHERS[name](space, storage, seed)

@@ -12,7 +12,7 @@ from nas.files import atomic_write
 from nas.latency import LatencyTable
 from nas.progress import progress, say
 from nas.runs import Run, digest, load_weights
-from nas.search import searcher_named
+from nas.search import check_searcher, searcher_named
 from nas.search.feasible import cheapest_for, check_budgets
 from nas.search.places import Measure, Place, Prices, Times, binding, rows, told, within
 from nas.search.searcher import Result, Searcher
@@ -56,6 +56,7 @@ class Plan:
             raise InputError(f"budgets must be positive milliseconds, got {', '.join(f'{b:g}' for b in self.budgets)}")
         if self.trials < 1:
             raise InputError(f"--trials must be at least 1, got {self.trials}")
+        check_searcher(self.searcher)
 
 
 @dataclass(frozen=True)

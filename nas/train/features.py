@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compress import feature_distance
 from nas.data import Data, Split
 from nas.processes import leads
-from nas.train.loop import Objective, Recipe, check_shared, fit
+from nas.train.loop import Objective, Recipe, check_batch, check_shared, fit
 from nas.train.retrain import Teacher, asked, begun, fresh_network
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
@@ -45,6 +45,7 @@ def follow_features(
     if teacher.classes != arch.classes:
         raise InputError(f"the teacher gives {teacher.classes} features, the network {arch.classes}; choose another")
     check_shared(recipe)
+    check_batch(recipe, data)
     run = begun(out, asked(arch, data, recipe, start, teacher), resume)
     if run.summary is not None:
         return run.summary

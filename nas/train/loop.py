@@ -22,7 +22,7 @@ from nas.train.scales import batch_at, scaled_batches
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
 
-__all__ = ["Objective", "Recipe", "check_norms", "check_shared", "fit"]
+__all__ = ["Objective", "Recipe", "check_batch", "check_norms", "check_shared", "fit"]
 
 ADAMW = "adamw"
 SMALLEST_SIDE = 32  # pixels: networks shrink their images up to 32-fold
@@ -109,6 +109,19 @@ def _check_optimizer(name: str) -> None:
         raise InputError(f"no optimizer {name!r} to train with; timm has {len(known)}, among them {close}")
 
 
+def check_batch(recipe: Recipe, data: Data) -> None:
+    """Refuse batches of more images than there are to train on.
+
+    Raises:
+        InputError: the training split is smaller than one batch.
+    """
+    count = data.size("train")
+    if count < recipe.batch_size:
+        raise InputError(
+            f"{data.name} has {count} training images, fewer than a batch of {recipe.batch_size}; give a smaller --batch-size"
+        )
+
+
 def check_norms(model: nn.Module, recipe: Recipe, data: Data) -> None:
     """Refuse steps of one image for networks that normalise features over the images of a step.
 
@@ -146,10 +159,7 @@ def fit(
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
-    if data.size("train") < recipe.batch_size:
-        raise InputError(
-            f"{data.name} has {data.size('train')} training images, fewer than a batch of {recipe.batch_size}"
-        )
+    check_batch(recipe, data)
     accelerator = start_accelerator()
     check_norms(model, recipe, data)
     steps = recipe.steps(data)

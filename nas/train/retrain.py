@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.losses import distillation
-from nas.data import Data
+from nas.data import Data, check_channels
 from nas.evaluate import accuracy
 from nas.processes import accelerator, leads, processes
 from nas.runs import Run, digest
-from nas.train.loop import Objective, Recipe, check_shared, fit
+from nas.train.loop import Objective, Recipe, check_batch, check_shared, fit
 from nas.train.variants import accuracy_by_loops, check_depths, step_logits
 from search_spaces.arch import Arch, Network
 from search_spaces.errors import InputError
@@ -158,10 +158,12 @@ def check_fit(arch: Arch, data: Data, recipe: Recipe, teacher: Teacher | None) -
             f"network {arch.id} takes {arch.image_size}-pixel images of {arch.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
         )
+    check_channels(arch.channels, data)
     if teacher is not None and teacher.classes != arch.classes:
         raise InputError(
             f"the teacher tells {teacher.classes} classes apart, the network {arch.classes}; choose another"
         )
+    check_batch(recipe, data)
     check_sides(arch, recipe.sides)
     if recipe.mixed_depth:
         check_depths(arch)

@@ -17,7 +17,7 @@ from compress.losses import distillation
 from nas.data import Data
 from nas.evaluate import accuracy, calibration_batches
 from nas.runs import Run, load_weights, save_weights
-from nas.train.loop import Objective, Recipe, check_norms, fit
+from nas.train.loop import Objective, Recipe, check_batch, check_norms, fit
 from nas.train.retrain import load_network, retrain
 from search_spaces import SPACES, Space, Supernet
 from search_spaces.errors import InputError
@@ -94,6 +94,7 @@ def train_supernet(
             f"space {space.name} takes {space.largest.image_size}-pixel images of {space.classes} classes, "
             f"but {data.name} has {data.image_size} pixels and {data.classes} classes"
         )
+    check_batch(recipe, data)
     with torch.device("meta"):
         check_norms(space.largest.build(), recipe, data)
     config = {"space": space.name, "classes": space.classes, "data": data.name, "recipe": recipe.described()}

@@ -35,17 +35,22 @@ RECURSIONS = ("internal", "external")
 
 
 class Projection(nn.Module):
-    """SReT's non-linear projection layer (NLL): `a x + b MLP(LN(x))`, the two scalars learned; its own after every loop."""
+    """SReT's non-linear projection layer (NLL): `a x + b MLP(LN(x))`, the two scalars learned, or 1 where residuals are plain; its own after every loop."""
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, residual: str, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, eps=eps)
         self.mlp = Mlp(channels, hidden)
-        self.join = Residual("coefficients", channels, 1.0)
+        self.join = Residual(projection_form(residual), channels, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.join(x, self.mlp(self.norm(x)))
         return out
+
+
+def projection_form(residual: str) -> str:
+    """How a projection joins what comes in and what it makes of it, in a block of a residual form."""
+    return residual if residual == "plain" else "coefficients"
 
 
 class MB3DModule(nn.Module):
@@ -78,7 +83,8 @@ class MB3DModule(nn.Module):
         self.mlp = Mlp(channels, hidden_width(channels, spec.ratio), spec.mlp, channels + more)
         self.ls2 = Residual(spec.residual, channels, spec.layer_scale)
         hidden = hidden_width(channels, spec.nll) if spec.nll else 0
-        self.nll = nn.ModuleList(Projection(channels, hidden) for _ in range(spec.loops if spec.nll else 0))
+        count = spec.loops if spec.nll else 0
+        self.nll = nn.ModuleList(Projection(channels, hidden, spec.residual, spec.eps) for _ in range(count))
         self.loops = spec.loops
 
     def forward(
@@ -155,7 +161,7 @@ class MB3D(BlockSpec):
     inverse: bool = True
     seed: int = 0
     recursion: str = "internal"
-    eps: float = 1e-5  # of all norms but those of projections
+    eps: float = 1e-5  # of all norms
     qk_norm: bool = False
     mlp: str = "gelu"
     qkv_bias: bool = True
@@ -268,7 +274,7 @@ class MB3D(BlockSpec):
         attention += 4 * self.key_dim if self.qk_norm else 0
         mlp = (1 + gates(self.mlp)) * c * hidden + gates(self.mlp) * hidden + c
         wide = hidden_width(c, self.nll) if self.nll else 0
-        nll = 2 * c * wide + wide + 3 * c + 2 if self.nll else 0
+        nll = 2 * c * wide + wide + 3 * c + residual_params(projection_form(self.residual), c) if self.nll else 0
         mlp += self._feature_params(source, hidden)
         return attention + mlp + 4 * c + 2 * residual_params(self.residual, c) + self.loops * nll
 

@@ -28,12 +28,12 @@ def hidden_width(channels: int, ratio: float) -> int:
     """Hidden channels of a feed-forward branch: `ratio * channels`, a fraction of a channel left out as SReT does.
 
     Raises:
-        ValueError: that is less than one.
+        ValueError: that is less than one, or not finite.
     """
-    hidden = int(channels * ratio + 1e-6)  # 0.7 * 10 is a hair below 7
-    if hidden < 1:
-        raise ValueError(f"FFN ratio times width must be at least 1, got {ratio} x {channels}")
-    return hidden
+    hidden = channels * ratio + 1e-6  # 0.7 * 10 is a hair below 7
+    if not 1 <= hidden < math.inf:
+        raise ValueError(f"FFN ratio times width must be at least 1 and finite, got {ratio} x {channels}")
+    return int(hidden)
 
 
 def fewer(size: int, share: float) -> int:

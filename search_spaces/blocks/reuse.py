@@ -22,12 +22,13 @@ AT_ONCE = 1024
 class Passed(NamedTuple):
     """What a stage gives to the next one."""
 
-    tokens: Tensor  # (B, count, C), behind its last transformer block, before any norm
+    tokens: Tensor | None  # (B, count, C), behind its last transformer block, before any norm; None where nobody asks
     relations: Tensor | None  # (B, blocks x heads, count, count) logits of its attention; None where nobody asks
 
     def of(self, images: Tensor) -> "Passed":
         """The same of some images, by their numbers or a mask (B,)."""
-        return Passed(self.tokens[images], None if self.relations is None else self.relations[images])
+        tokens, relations = (None if own is None else own[images] for own in self)
+        return Passed(tokens, relations)
 
 
 class Relations(NamedTuple):
@@ -119,7 +120,10 @@ class ReuseModule(nn.Module):
             self.pairs = SpreadPairs(spec.side, state.grid, (spec.prefix, state.prefix))
 
     def forward(self, passed: Passed) -> Reused:
-        features = passed.tokens[:, self.prefix :] if self.width else None
+        features = None
+        if self.width:
+            assert passed.tokens is not None
+            features = passed.tokens[:, self.prefix :]
         if self.relations is None:
             return Reused(features, None)
         assert passed.relations is not None

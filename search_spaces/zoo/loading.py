@@ -1,6 +1,6 @@
 """Networks of the zoo by name, and with the weights that their authors released, or that a user trained in their naming."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def load_released(
     image_size: int | None = None,
     locations: tuple[int, ...] | None = None,
     permutation: Order | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Network:
     """The network `name` with weights in its authors' naming or timm's, in eval mode; its `arch` says what it is.
 
@@ -85,6 +86,8 @@ def load_released(
         image_size: another image size: positions and bias tables are interpolated.
         locations: of an AS-ViT, the blocks before which its thresholds prune; without it (4, 7, 10).
         permutation: of a SReT, the order (n,) of n tokens, which the release draws anew in every run; without it a fixed one.
+        groups: of a SReT, into how many each stage's loops cut the tokens, which weights do not tell: see `sret.regrouped`; without it
+            (8, 2), (4, 1), (1, 1), and `sret.UNSLICED` for weights "without slice".
 
     Raises:
         InputError: the weights do not fit, told with the first entry missing, unexpected and misshapen; or an argument does not.
@@ -94,6 +97,8 @@ def load_released(
         if not network.locations:
             raise InputError(f"{name} prunes no tokens; locations are of the networks asvit_*")
         network = vit.pruned_at(network, locations)
+    if groups is not None:
+        network = _regrouped(name, network, groups)
     loaded = _adapted(_loaded(name, network, checkpoint.unwrapped(state_dict)), classes, image_size)
     if permutation is not None:
         _reorder(loaded, permutation, name)
@@ -108,6 +113,7 @@ def from_checkpoint(
     image_size: int | None = None,
     locations: tuple[int, ...] | None = None,
     permutation: Order | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Network:
     """The network in a .safetensors or .pth file, in eval mode, its `arch` beside it; nothing in the file is run.
 
@@ -130,9 +136,12 @@ def from_checkpoint(
                 image_size=image_size,
                 locations=locations,
                 permutation=permutation,
+                groups=groups,
             )
-        if (name is not None and own != arch(name)) or locations is not None or permutation is not None:
-            raise InputError(f"it says that it holds network {own.id}; leave out name, locations and permutation")
+        if (name is not None and own != arch(name)) or (locations, permutation, groups) != (None, None, None):
+            raise InputError(
+                f"it says that it holds network {own.id}; leave out name, locations, permutation and groups"
+            )
         return _adapted(_ours(own, held), classes, image_size).eval()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -146,6 +155,10 @@ def _ours(own: Arch, state: Mapping[str, Tensor]) -> Network:
         raise InputError(f"these weights are not those of network {own.id}: {fault}")
     network = own.build()
     orders = {name: order for name, order in state.items() if name.endswith(".order")}
+    held = network.state_dict()
+    for place, order in orders.items():
+        if place not in held or not _is_order(order, len(held[place])):
+            raise InputError(f"{place} is no order of tokens of network {own.id}; restore the file")
     network.load_state_dict({**network.state_dict(), **orders, **fitted(own, naming, state)})
     return network
 
@@ -260,11 +273,34 @@ def _reorder(network: Network, permutation: Order, name: str) -> None:
     state = network.state_dict()
     for place in [place for place in state if place.endswith(".order") and int(place.split(".")[1]) in drawn]:
         count = len(state[place])
-        order = torch.as_tensor(permutation(count))
-        if order.shape != (count,) or not torch.equal(order.sort().values.cpu(), torch.arange(count)):
-            raise InputError(f"permutation({count}) gives no order of {count} tokens")
+        told: Any = permutation(count)
+        try:
+            order = torch.as_tensor(told)
+        except (TypeError, ValueError, RuntimeError):  # what torch raises for what is no array
+            order = torch.empty(0)
+        if not _is_order(order, count):
+            raise InputError(f"permutation({count}) gives no order of {count} tokens, such as torch.randperm gives")
         state[place] = order
     network.load_state_dict(state)
+
+
+def _is_order(order: Tensor, count: int) -> bool:
+    """Whether it has every number from 0 to `count` - 1 once."""
+    return order.shape == (count,) and torch.equal(order.sort().values.cpu().long(), torch.arange(count))
+
+
+def _regrouped(name: str, network: Arch, groups: Sequence[Sequence[int]]) -> Arch:
+    """A SReT with other groups.
+
+    Raises:
+        InputError: the network is none, or its tokens cannot be cut so.
+    """
+    if OF[name] is not sret.FAMILY:
+        raise InputError(f"{name} is no SReT; groups are of the networks sret_*")
+    try:
+        return sret.regrouped(network, groups)
+    except ValueError as error:
+        raise InputError(f"{name} with groups {groups}: {error}") from error
 
 
 def _recognised(state: Mapping[str, Tensor]) -> str:

@@ -1,15 +1,19 @@
 """SReT-T, LT and S (arXiv 2111.05297, tables 1 and 8; "TL" in the paper is "LT" in the release)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from search_spaces.arch import Arch
 from search_spaces.blocks import MB3D, BlockSpec, ClassToken, Embed, Head, Position, Stem
 from search_spaces.zoo.released import Entry, Family, Naming, places
 
-__all__ = ["FAMILY", "sret"]
+__all__ = ["FAMILY", "UNSLICED", "regrouped", "sret"]
 
 UNIQUE = (2, 5, 3)  # blocks of each stage, each applied twice in a row
-GROUPS = ((8, 2), (4, 1), (1, 1))  # of the two loops
+LOOPS = 2  # of each block
+GROUPS = ((8, 2), (4, 1), (1, 1))  # into which each stage's loops cut the tokens
+UNSLICED = ((1, 1),) * len(GROUPS)
+EPS = 1e-6
 
 
 def sret(
@@ -21,6 +25,7 @@ def sret(
     tokens: int = 0,
     residual: str = "coefficients",
     recursion: str = "internal",
+    groups: Sequence[Sequence[int]] = GROUPS,
 ) -> Arch:
     """Three stages that double the width; tokens move only where a later loop has several groups.
 
@@ -33,21 +38,22 @@ def sret(
             arXiv 2012.12877). They join before the last stage, whose tokens are neither cut into groups nor downsampled.
         residual: how branches join, see `MB3D`.
         recursion: internal or external loops, see `MB3D`.
+        groups: see `regrouped`.
 
     Raises:
-        ValueError: another number of tokens, or what `MB3D` refuses.
+        ValueError: another number of tokens, heads that do not divide the width, or what `MB3D` refuses.
     """
+    if width % heads:
+        raise ValueError(f"a width of {width} cannot be divided among {heads} heads; choose another")
     if tokens not in (0, 1, 2):
         raise ValueError(f"there is no token, a class token, or a distillation token too; got tokens={tokens}")
     blocks: list[BlockSpec] = [Stem(width, convs=3), Position()]
     dim = width // heads
-    for stage, (unique, groups) in enumerate(zip(UNIQUE, GROUPS, strict=True)):
+    for stage, unique in enumerate(UNIQUE):
         if stage:
             blocks.append(Embed(width << stage, "depthwise", norm=False))
         if tokens and stage == len(UNIQUE) - 1:
             blocks.append(ClassToken(tokens))
-        cut = groups if max(groups) > 1 else ()
-        orders = tuple("permuted" if loop and count > 1 else "contiguous" for loop, count in enumerate(cut))
         block = MB3D(
             heads << stage,
             dim,
@@ -55,15 +61,41 @@ def sret(
             ratio,
             residual=residual,
             bias=False,
-            loops=2,
+            loops=LOOPS,
             nll=nll,
-            groups=cut,
-            orders=orders,
             recursion=recursion,
+            eps=EPS,
         )
         blocks += [block] * unique
-    head = Head(1000, distilled=tokens == 2, pool="token") if tokens else Head(1000, mean_first=True)
-    return Arch(224, 3, (*blocks, head))
+    pooled = {"distilled": tokens == 2, "pool": "token"} if tokens else {"mean_first": True}
+    return regrouped(Arch(224, 3, (*blocks, Head(1000, eps=EPS, **pooled))), groups)
+
+
+def regrouped(arch: Arch, groups: Sequence[Sequence[int]]) -> Arch:
+    """A SReT whose stages cut their tokens into other groups, which its weights do not depend on.
+
+    Under one name there are released weights of several: `UNSLICED` ones, and of SReT-LT some of (16, 1), (14, 1), (1, 1).
+
+    Args:
+        arch: of `sret`.
+        groups: of each stage, into how many groups each of its blocks' two loops cuts the tokens; later loops permute them first.
+
+    Raises:
+        ValueError: not two groups for each of three stages, or some that do not divide a stage's tokens.
+    """
+    if [len(stage) for stage in groups] != [LOOPS] * len(UNIQUE):
+        raise ValueError(f"groups are {LOOPS} numbers for each of {len(UNIQUE)} stages, such as {GROUPS}, got {groups}")
+    if min(map(min, groups)) < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    blocks, stage = list[BlockSpec](), 0
+    for spec in arch.blocks:
+        stage += isinstance(spec, Embed)
+        if isinstance(spec, MB3D):
+            cut = tuple(groups[stage]) if max(groups[stage]) > 1 else ()
+            orders = tuple("permuted" if loop and count > 1 else "contiguous" for loop, count in enumerate(cut))
+            spec = replace(spec, groups=cut, orders=orders)
+        blocks.append(spec)
+    return replace(arch, blocks=tuple(blocks))
 
 
 BLOCK = {"ls1.skip": "coefficient1.bias", "ls1.branch": "coefficient2.bias", "ls2.skip": "coefficient3.bias"}

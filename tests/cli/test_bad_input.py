@@ -1,5 +1,6 @@
 """Bad input: one clear line on stderr, the right exit code, no traceback, nothing half-written."""
 
+import errno
 import json
 import resource
 import subprocess
@@ -158,6 +159,49 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = (tmp_path / "r" / "config.json").read_text()
     refused(nas("train", "--space", "hybrid_digits", "--data", "digits64", "--out", tmp_path / "r"), 2, "--resume")
     assert (tmp_path / "r" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/locked/a.json"),
+            "/locked/a.json: Permission denied; check the path",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/cd/a.json"),
+            "/cd/a.json: Read-only file system; check the path",
+        ),
+    ],
+)
+def test_what_may_not_be_read_is_one_line(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    refused(nas("describe", "folder"), 2, "cannot read or write", line)
+
+
+def test_a_name_too_long_for_a_file_is_one_line() -> None:
+    """As where an architecture is given in place of its file."""
+    refused(nas("describe", SMALL.to_json()), 2, "File name too long; check the path")
+
+
+def test_a_taken_folder_is_refused_before_anything_is_read_or_measured(tmp_path: Path) -> None:
+    Run.start(tmp_path / "r", "search", {"seed": 1}, resume=False)
+    target = ("--target", "cpu-ort-fp32-b1-t1", "--out", tmp_path / "r")
+    refused(nas("search", "--supernet", "nowhere", "--budget-ms", 1, *target), 2, "already holds a run; add --resume")
+    words = ("retrain", "deit_tiny_patch16_224", "--data", "digits", "--thresholds", *target)
+    refused(nas(*words), 2, "already holds a run; add --resume")
+
+
+def test_too_few_images_for_a_batch_leave_no_run(tmp_path: Path) -> None:
+    """So that the same command with a smaller batch is not told of a run that is there."""
+    network = tmp_path / "a.json"
+    network.write_text(SPACES["hybrid_digits"](classes=2).smallest.to_json())
+    words = ("retrain", network, "--data", f"imagefolder:{folder(tmp_path / 'images')}", "--out", tmp_path / "out")
+    refused(nas(*words), 2, "fewer than a batch of 128; give a smaller --batch-size")
+    assert not (tmp_path / "out").exists()
 
 
 def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
-from search_spaces import Cascade, InputError
+from search_spaces import Cascade, InputError, zoo
 from search_spaces.blocks.mb3d import MB3DModule
 from search_spaces.blocks.reuse import ReuseModule
 
@@ -61,6 +61,16 @@ def test_other_forms_of_vits() -> None:
         torch.testing.assert_close(network(images), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_it_is_on_the_cpu_whatever_the_default_device() -> None:
+    models = [vit(*shape) for shape in SHAPES[:2]]
+    with torch.device("meta"):
+        network = compress.cascade(models)
+    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"cpu"}
+    torch.testing.assert_close(
+        network.eval()(torch.ones(1, 3, 48, 48)), alone(models, torch.ones(1, 3, 48, 48)), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_training_reaches_what_was_added() -> None:
     """At once the columns and the last convolution, which are 0; then what lies behind them; last, what reaches no exit but through the next stage.
 
@@ -99,6 +109,9 @@ def test_what_makes_no_cascade_is_refused() -> None:
         ([coarse, nn.Linear(2, 2)], "network 2: Linear is no network of"),
         ([coarse, vit(7, 24, 2, 1)], "network 2: this VisionTransformer has a form that no Arch describes"),
         ([compress.cascade([coarse, middle]), fine], "a cascade is several networks"),
+        ([coarse, vit(8, 24, 2, 1, num_classes=0)], "network 2 is an encoder, and every exit needs a classifier"),
+        ([zoo.arch("efficientformer_l1").with_classes(7).build(), fine], "network 1 is no plain ViT"),
+        ([coarse, zoo.arch("asvit_deit_tiny").with_classes(7).build()], "network 2 prunes tokens"),
     ):
         with pytest.raises(InputError, match=message):
             compress.cascade(models)

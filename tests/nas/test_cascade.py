@@ -96,6 +96,9 @@ def test_images_leave_with_the_logits_of_their_exit() -> None:
     assert sizes == [int((taken == 2).sum()), 64], "who has left is in no later batch"
     torch.testing.assert_close(logits, every[torch.arange(64), taken], rtol=1e-4, atol=1e-5)
     assert set(run_early(network, images, np.zeros(2))[1].tolist()) == {0}
+    with torch.no_grad():
+        spoilt = run_early(network, torch.full_like(images[:3], float("nan")), np.zeros(2))[1]
+    assert spoilt.tolist() == exits_taken(np.full((3, 3), np.nan), np.zeros(2)).tolist() == [2, 2, 2]
 
 
 def nas(*words: object) -> Any:
@@ -181,9 +184,11 @@ def test_a_checkpoint_is_calibrated_into_a_folder_that_runs(tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match=message):
             nas("calibrate", name, *flags, "--out", tmp_path / out)
-    with pytest.raises(BudgetError):
-        nas("calibrate", tmp_path / "other.safetensors", *flags[:-1], 1, "--out", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        with pytest.raises(BudgetError):
+            nas("calibrate", tmp_path / "other.safetensors", *flags[:-1], 1, "--out", tmp_path / name)
+    assert not (tmp_path / "none").exists() and not [*(tmp_path / "empty").iterdir()]
     with pytest.raises(InputError, match="holds a run; choose another --out"):
         nas("export", tmp_path / "run", "--out", tmp_path / "run")
 
@@ -207,6 +212,50 @@ def test_what_is_not_to_be_reused_is_not_and_one_name_is_a_cascade(tmp_path: Pat
         assert len(again["test_acc"]) == 2 and read_arch(tmp_path / f"again{number}" / "arch.json") == cascade
 
 
+@pytest.mark.usefixtures("data")
+def test_fresh_classifiers_are_the_seeds(tmp_path: Path) -> None:
+    """Networks of other classes get new ones, whatever was drawn before."""
+    arch = linked([vit(16), vit(8)]).with_classes(9)
+    save_weights(tmp_path / "c.safetensors", fresh_network(arch, 0).state_dict(), arch)
+    starts = []
+    for seed in (0, 0, 1):
+        torch.rand(seed + len(starts))
+        out = tmp_path / f"run{len(starts)}"
+        nas(
+            "train",
+            tmp_path / "c.safetensors",
+            "--data",
+            "toy",
+            "--epochs",
+            1,
+            "--batch-size",
+            256,
+            "--seed",
+            seed,
+            "--out",
+            out,
+        )
+        starts.append(Run.open(out).config["start"])
+    assert starts[0] == starts[1] != starts[2]
+
+
+@pytest.mark.usefixtures("data")
+def test_what_cannot_be_trained_leaves_no_run_and_what_is_unfinished_says_so(tmp_path: Path) -> None:
+    names = [tmp_path / "16.json", tmp_path / "8.json"]
+    for name, patch in zip(names, (16, 8), strict=True):
+        name.write_text(replace(vit(patch), channels=1).to_json())
+    with pytest.raises(InputError, match="takes images of 1 channels, those of toy have 3"):
+        nas("train", *names, "--data", "toy", "--batch-size", 16, "--out", tmp_path / "run")
+    for name, patch in zip(names, (16, 8), strict=True):
+        name.write_text(vit(patch).to_json())
+    with pytest.raises(InputError, match="fewer than a batch of 1000; give a smaller --batch-size"):
+        nas("train", *names, "--data", "toy", "--batch-size", 1000, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    Run.start(tmp_path / "begun", "cascade", {}, resume=False)
+    with pytest.raises(InputError, match="begun is unfinished; go on with --resume"):
+        nas("calibrate", tmp_path / "begun", "--data", "toy", "--budget-macs", 1e6)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
@@ -222,15 +271,22 @@ def test_files_of_every_exit_in_a_row(
     run.save_network(arch, fresh_network(arch, 0).state_dict())
     name = run.path if features else run.path / "arch.json"
     if features:
-        found = nas("export", name, "--batch", 2, "--out", tmp_path / "files")
+        found = nas("export", name, "--data", "toy", "--batch", 2, "--out", tmp_path / "files")
     else:
         found = export_network(str(name), "onnx", "cpu-ort-fp32-b2-t1", None, tmp_path / "files", 0)
     paths = [Path(one["path"]) for one in found["exits"]]
     assert [path.name for path in paths] == ["exit_0.onnx", "exit_1.onnx", "exit_2.onnx"]
+    assert found["images"] == (512 if features else 32), "of the data, or random ones"
     assert found["path"] == str(paths[0].parent) and found["predicted_ms"] is None and found["peak_mb"] > 0
     assert found["max_abs_diff"] == max(one["max_abs_diff"] for one in found["exits"]) < 1e-4
     assert found["measured_ms"] == found["exits"][-1]["measured_ms"] > found["exits"][0]["measured_ms"] > 0
-    images = [next(one for one in onnx.load(path).graph.input if one.name == "images") for path in paths]
+    graphs = [onnx.load(path).graph for path in paths]
+    passed = ["tokens", "relations"] if features else ["relations"]  # what nobody reuses is not passed on
+    assert [[one.name for one in graph.input] for graph in graphs[1:]] == [
+        ["images", *(f"{name}_in" for name in passed)]
+    ] * 2
+    assert [[one.name for one in graph.output] for graph in graphs] == [*[["logits", *passed]] * 2, ["logits"]]
+    images = [next(one for one in graph.input if one.name == "images") for graph in graphs]
     shapes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in images]
     assert shapes == [[2, 3, 32, 32]] * 3
     whole = printed("evaluate", tmp_path / "files", "--data", "toy")
@@ -271,6 +327,26 @@ def test_files_of_every_exit_in_a_row(
     with pytest.raises(InputError, match="gives other scores than the cascade, by nan, and was removed"):
         check_exits(network, paths, float("nan") * arch.example(2), target)
     assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefixes", [(0, 1), (2, 0)])
+def test_files_of_stages_with_other_numbers_of_leading_tokens(prefixes: tuple[int, int], tmp_path: Path) -> None:
+    stages = []
+    for patch, prefix in zip((16, 8), prefixes, strict=True):
+        own = vit(patch).blocks
+        leading = (ClassToken(prefix),) if prefix else ()
+        head = Head(4, pool="token" if prefix else "mean")
+        stages.append(replace(vit(patch), blocks=(own[0], *leading, *own[2:-1], head)))
+    network = fresh_network(linked(stages), 0).eval()
+    assert isinstance(network, CascadeNetwork)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())), alpha=0.2)
+    paths = export_exits(network, 1, tmp_path)
+    images = torch.cat([network.arch.example(seed=seed) for seed in range(3)])
+    checked = check_exits(network, paths, images, Target.parse("cpu-ort-fp32-b1-t1"))
+    assert max(one.max_abs_diff for one in checked) < 1e-4
 
 
 def test_nas_export_refuses_what_files_of_exits_cannot_be(tmp_path: Path) -> None:

@@ -1,21 +1,38 @@
 """Pricing codes without their networks: the same milliseconds as one by one, for every space."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nas.latency import LatencyTable, MissingLatency
 from nas.table_file import Calibration, RowTime
 from search_spaces import SPACES
+from search_spaces.blocks import Row
 from search_spaces.errors import InputError
-from search_spaces.factors import Factors, rows_of
+from search_spaces.factors import Factor, Factors
 from search_spaces.space import Choice, Space
 from tests.nas.test_latency import content
 
 CALIBRATION = Calibration(offset=0.05, scale=1.1)
+
+
+def rows_of(terms: Sequence[Factor], code: NDArray[np.int64]) -> list[Row]:
+    """The rows of a code's network, with repeats, as the terms of its space add them up."""
+    known: dict[Factor, int] = {}
+
+    def index(factor: Factor) -> int:
+        if factor not in known:
+            if factor.table is None:
+                known[factor] = int(code[factor.position])
+            else:
+                known[factor] = int(factor.table[tuple(index(source) for source in factor.sources)])
+        return known[factor]
+
+    return [row for term in terms for row in term.values[index(term)]]
 
 
 def table_of(space: Space, lost: str | None = None) -> LatencyTable:

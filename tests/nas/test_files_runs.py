@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nas.files import TEMPORARY, atomic_path, atomic_write, read_json, write_json
+from nas.files import TEMPORARY, atomic_path, atomic_write, read_json, staged, write_json
+from nas.networks import network_named
 from nas.runs import Run, digest, load_weights, read_arch, save_weights
 from search_spaces import InputError
 from tests.search_spaces.test_arch import SMALL
@@ -139,6 +140,32 @@ with Run.open(Path({str(tmp_path / "r")!r})).locked():
         other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert "another process is at work" in other.stderr and other.stdout == ""
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "in\n"
+
+
+@pytest.mark.parametrize("content", ['["retrain"]', '{"model_type": "vit"}', '{"kind": 3}'])
+def test_a_config_of_another_program_is_no_run(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    for use in (
+        lambda: Run.open(tmp_path),
+        lambda: Run.start(tmp_path, "train", {}, resume=True),
+        lambda: network_named(str(tmp_path)),
+    ):
+        with pytest.raises(InputError, match=r"config.json is of no run; .* as hf:FOLDER"):
+            use()
+
+
+def test_staged_files_come_together_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged(out) as stage:
+        (stage / "a").write_text("1")
+        (stage / "b").write_text("1")
+    with pytest.raises(InputError, match="wrong"), staged(out) as stage:
+        (stage / "a").write_text("2")
+        raise InputError("wrong")
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"a": "1", "b": "1"}
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"), staged(tmp_path / "file"):
+        pytest.fail("nothing can be staged in a file")
 
 
 def test_a_digest_tells_weights_apart() -> None:

@@ -56,6 +56,21 @@ def network(seed: int = 0) -> Network:
     return made
 
 
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_file_that_was_right_stays_where_a_new_one_is_not(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text(ARCH.to_json())
+    usual = file_target(form, False, None).name
+    path = Path(export_network(str(tmp_path / "a.json"), form, usual, None, tmp_path / "out", 0)["path"])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert path.name in before and path.parent == tmp_path / "out"
+    monkeypatch.setattr("nas.export.MAX_DIFF", -1.0)
+    with pytest.raises(InputError, match="gives other scores than the network"):
+        export_network(str(tmp_path / "a.json"), form, usual, None, tmp_path / "out", 1)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
 def target_of(form: str, int8: bool) -> Target:
     return replace(file_target(form, int8, None), batch=2)
 

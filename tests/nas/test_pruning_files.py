@@ -14,12 +14,13 @@ from compress import calibrate
 from compress.prune import BudgetTooSmall, Pruned, Surrogate
 from compress.slicing import BlockSize
 from nas.errors import BudgetError
+from nas.files import write_json
 from nas.pruning.choice import SPARE, TRIES, within
 from nas.pruning.files import Delivered, Files, FileTimes, retimed
 from nas.pruning.saved import saved
 from nas.pruning.sheets import print_sheets, sheets
 from nas.report import report_run
-from nas.runs import save_weights
+from nas.runs import Run, save_weights
 from nas.runtimes import RUNTIMES
 from nas.target import Target
 from nas.thresholded import Spread
@@ -135,6 +136,17 @@ def test_reports_are_of_finished_runs_that_have_one(tmp_path: Path) -> None:
         (tmp_path / kind / "config.json").write_text(json.dumps({"kind": kind}))
         with pytest.raises(InputError, match=line):
             report_run(tmp_path / kind)
+
+
+def test_a_report_without_its_table_is_refused(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "run", "quickstart", {}, resume=False)
+    run.finish({"results": []})
+    Run.start(run.path / "search", "search", {}, resume=False)
+    with pytest.raises(InputError, match="holds no latency table; restore it"):
+        report_run(run.path)
+    write_json(run.path / "table" / "t.json", {"rows": 1})
+    with pytest.raises(InputError, match=r"t\.json|t\.csv"):
+        report_run(run.path)
 
 
 @pytest.mark.parametrize("surrogate", [None, Surrogate(0.125, 1.5, 3)])

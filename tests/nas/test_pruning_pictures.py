@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.kept import kept_patches, patch_tokens
+from compress.kept import GONE, patch_tokens
 from nas.pruning.pictures import FAINT, GAP, GREY, IMAGES, SIDE, picture, write_kept
 from search_spaces.arch import AT_ONCE, Arch
 from search_spaces.blocks import ClassToken, Head, Patch, Position, TokenPrune
@@ -32,7 +32,7 @@ def test_masks_are_of_places_on_the_grid_at_every_location() -> None:
 
     for place in arch.locations:
         built.blocks[place - 1].register_forward_hook(give)
-    first, second = kept_patches(built, arch.example(3))
+    first, second = (own != GONE for own in patch_tokens(built, arch.example(3)))
     assert built.training, "it comes back in the mode it was in"
     assert first.shape == second.shape == (3, 2, 2) and first.dtype == torch.bool
     assert first[0].flatten().nonzero()[:, 0].tolist() == [0, 2, 3]
@@ -44,7 +44,7 @@ def test_masks_are_of_places_on_the_grid_at_every_location() -> None:
 def test_masks_agree_with_what_the_locations_chose(adaptive: bool) -> None:
     arch, count = vit((40, 20), adaptive), AT_ONCE + 2
     built, images = network(arch), arch.example(AT_ONCE + 2)
-    first, second = kept_patches(built, images)
+    first, second = (own != GONE for own in patch_tokens(built, images))
     trace: list[Chosen] = []
     with torch.no_grad():
         built(images, trace)

@@ -14,7 +14,6 @@ from nas.cli import main
 from nas.data import load
 from nas.data.pictures import IMAGENET_MEAN, IMAGENET_STD
 from nas.evaluate import best_classes
-from nas.launch import _check_images
 from nas.networks import Named, network_named
 from nas.pruning import Healing, prune_network
 from nas.pruning.job import job_of
@@ -138,4 +137,4 @@ def test_other_commands_refuse_them_in_one_line(
 
 
 def test_an_exported_file_may_be_compared_on_them(flat: Path) -> None:
-    assert _check_images(Named(ARCH), f"imagefolder:{flat}", 1).shape == (30, 3, 32, 32)
+    assert Named(ARCH).images_to_check(f"imagefolder:{flat}", 1).shape == (30, 3, 32, 32)

@@ -135,6 +135,11 @@ def test_bad_budgets(budgets: tuple[float, ...]) -> None:
         Plan(budgets, trials=1)
 
 
+def test_a_searcher_that_does_not_exist_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="no searcher called 'magic'; known: nsga2"):
+        Plan((1.0,), trials=1, searcher="magic")
+
+
 def test_tightening_goes_down_even_when_the_measurement_was_barely_over() -> None:
     assert tightened(1.0, 0.99, 1.0, 1.0001) < 0.99
     assert tightened(1.0, 0.99, 1.0, 1.2) < 0.83

@@ -381,6 +381,17 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
         train_supernet(SPACES["hybrid_digits"](), toy(), RECIPE, tmp_path / "s")
     with pytest.raises(InputError, match="of 9 classes"):
         retrain(SPACE.smallest.with_classes(9), toy(), RECIPE, tmp_path / "s")
+    for train in (
+        lambda: train_supernet(SPACE, toy(8), RECIPE, tmp_path / "s"),
+        lambda: retrain(SPACE.largest, toy(8), RECIPE, tmp_path / "s"),
+    ):
+        with pytest.raises(
+            InputError, match=r"8 training images, fewer than a batch of \d+; give a smaller --batch-size"
+        ):
+            train()
+    grey = replace(SPACE.largest, channels=1)
+    with pytest.raises(InputError, match="takes images of 1 channels, those of toy have 3"):
+        retrain(grey, toy(), RECIPE, tmp_path / "s")
     with pytest.raises(InputError, match="fewer than a batch"):
         fit(fresh_network(SPACE.smallest, 0), supervised(RECIPE, None), toy(8), RECIPE, tmp_path / "c.pt", "x")
     single = replace(RECIPE, batch_size=1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_spaces import Arch, Cascade, InputError
-from search_spaces.blocks import MB3D, ClassToken, Head, Patch, Position, Reuse, TokenPrune
+from search_spaces.blocks import MB3D, ClassToken, Embed, Head, Patch, Position, Reuse, TokenPrune
 from search_spaces.blocks.attention import Attention, Cut
 from search_spaces.blocks.reuse import RelationReuse, Relations
 from search_spaces.cascade import CascadeNetwork, linked
@@ -202,17 +202,20 @@ def test_stages_that_do_not_fit_are_refused() -> None:
     biased = replace(vit(12, prefix=0), blocks=(Patch(8, 12), replace(PLAIN, bias=True), Head(5)))
     pruned = replace(vit(8), blocks=(*vit(8).blocks[:4], TokenPrune(4), *vit(8).blocks[4:]))
     none = Arch(24, 3, (Patch(8, 12), Head(5)))
+    body = vit(8, prefix=0).blocks
+    shrinking = Arch(24, 3, (*body[:-1], Embed(8), *body[-2:]))
     for stages, message in (
         ((coarse,), "two stages or more"),
         ((coarse, vit(8, classes=6)), "the same classes"),
         ((fine, vit(6)), "the first stage of a cascade has none before it"),
         ((vit(6), fine), "but the stage before ends in"),
         ((vit(12, depth=3), fine), r"reuses maps \(4, 6\), but there are \(6, 6\)"),
-        ((coarse, pruned), "stage 1 prunes tokens"),
-        ((biased, vit(8)), "stage 0 is no plain ViT"),
-        ((none, fine), "has transformer blocks"),
-        ((vit(8), none), "has transformer blocks"),
-        ((vit(12).with_classes(0), vit(8).with_classes(0)), "every stage of a cascade is an exit|same classes"),
+        ((coarse, pruned), "stage 2 prunes tokens"),
+        ((biased, vit(8)), "stage 1 is no plain ViT"),
+        ((none, fine), "has no transformer blocks"),
+        ((vit(8), none), "has no transformer blocks"),
+        ((vit(12), vit(8).with_classes(0)), "stage 2 is an encoder, and every exit needs a classifier"),
+        ((shrinking, vit(8)), "stage 1 has transformer blocks on several grids"),
     ):
         with pytest.raises(ValueError, match=message):
             Cascade(stages)
