@@ -80,10 +80,10 @@ def calibrate(system: RowSystem, rows: Mapping[str, float], measured: Floats, mo
     ways = [usual, (_affine, nothing, ""), *((_by_kind, parts[:, i], kind) for i, kind in enumerate(kinds))]
     errors = [_held_out(fit, folds, sums, part, measured) for fit, part, _ in ways]
     amounts = [float(np.abs(error).mean()) for error in errors]
-    best = int(np.argmin(amounts))
-    best = best if amounts[best] < EARNS * amounts[0] else 0
-    (fit, part, kind), error = ways[best], errors[best]
-    fitted = fit(sums, part, measured)
+    fits = [fit(sums, part, measured) for fit, part, _ in ways]
+    earning = [i for i, fitted in enumerate(fits) if amounts[i] < EARNS * amounts[0] and fitted.scale > 0]
+    best = min(earning, key=lambda i: amounts[i], default=0)
+    fitted, (_, _, kind), error = fits[best], ways[best], errors[best]
     # A sitting has half of `moved` squared as its variance, and the mean of two, that the errors are of, a quarter. What each network
     # does is in the errors by that quarter, and a new sitting has a half; what all do together is in the scale instead, and in no error.
     beyond = 0.25 * moved.apart**2 + 0.75 * moved.together**2

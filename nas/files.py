@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from search_spaces.errors import InputError
 
-__all__ = ["TEMPORARY", "atomic_path", "atomic_write", "cache_dir", "lock", "read_json", "staged", "write_json"]
+__all__ = ["TEMPORARY", "atomic_path", "atomic_write", "cache_dir", "lock", "publish", "read_json", "write_json"]
 
 TEMPORARY = ".tmp-"  # begins the name of what a killed process may leave behind
 
@@ -63,24 +63,21 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             temporary.write_bytes(content)
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder inside `folder`; on success its files are moved there in the order of their names, on any failure none is.
+def publish(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Copy files that belong together into `folder`, each in one step; where they are there now.
+
+    Of several the last is gone meanwhile, so that a kill leaves no file beside others that are not its own.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; free the space or choose another --out") from error
-    try:
-        yield stage
-        for file in sorted(stage.iterdir()):
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    places = [folder / file.name for file in files]
+    if len(places) > 1:
+        places[-1].unlink(missing_ok=True)
+    for file, place in zip(files, places, strict=True):
+        with atomic_path(place) as temporary:
+            shutil.copyfile(file, temporary)
+    return places
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,8 +11,9 @@ from nas.table_file import RowTime
 
 if TYPE_CHECKING:  # loading and listing tables must not wait for torch
     from search_spaces.blocks import Row
+    from search_spaces.space import Measurable
 
-__all__ = ["KeptRows", "filled"]
+__all__ = ["KeptRows", "could_price", "filled"]
 
 MARK = "kept=1"  # among the dims in a row's key
 
@@ -52,6 +53,13 @@ class KeptRows:
         left = right - 1
         slope = (ms[right] - ms[left]) / (counts[right] - counts[left])
         return max(0.0, ms[left] + slope * (row.positions - counts[left]))
+
+
+def could_price(space: Measurable, wanted: Iterable[Row]) -> bool:
+    """Whether a table of the space would have a price for each row: among its rows, or behind a pruning location between them."""
+    rows = set(space.rows)
+    kept = {(row.op, row.dims) for row in rows if ("kept", 1) in row.dims}
+    return all(row in rows or (row.op, row.dims) in kept for row in wanted)
 
 
 def filled(rows: Mapping[str, float], wanted: Iterable[Row]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.code_prices import CHUNK, CodePrices
-from nas.kept_rows import KeptRows
+from nas.kept_rows import KeptRows, could_price
 from nas.table_file import Content, RowTime, read, stem_of
 from nas.target import Target, fingerprint, same_machine
 from search_spaces.errors import InputError
@@ -341,6 +341,6 @@ class LatencyTable:
         elif self.content.space.startswith(remains.PREFIX):
             mend = f"`nas prune` of the table's network with --target {self.content.target} measures what may be left of it"
         elif arch is not None and self.content.space in SPACES:
-            if not {*rows} <= {*SPACES[self.content.space](classes=arch.classes).rows}:
+            if not could_price(SPACES[self.content.space](classes=arch.classes), rows):
                 mend = f"the space {self.content.space} has none such; pass --target {self.content.target} in its place"
         return MissingLatency(f"{self.path.name} lacks {len(rows)} rows of {what}: {named}; {mend}")

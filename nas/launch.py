@@ -1,5 +1,6 @@
 """What the commands do, from names and folders to results."""
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from nas.data import Data, load_for, split_named
 from nas.data import load as load_data
 from nas.evaluate import accuracy
 from nas.export import check_file
-from nas.files import staged
+from nas.files import publish
 from nas.formats import file_target, is_exported, normalisation_of, open_exported, range_images, write_exported
 from nas.latency import LatencyTable
 from nas.networks import Named, network_named, renormalised
@@ -26,6 +27,7 @@ from nas.processes import leads
 from nas.progress import say
 from nas.runs import Run
 from nas.runtimes.quantise import calibration_images
+from nas.scratch import scratch_dir
 from nas.search.engine import Plan, run_search, supernet_config
 from nas.search.places import Place, Times, budgets_each
 from nas.search.score import Scorer
@@ -345,9 +347,10 @@ def export_network(
     network = named.with_weights(seed)
     ranges = _ranges(named, dataset, wanted.batch, seed) if int8 else None
     images = named.images_to_check(dataset, wanted.batch)
-    with staged(out) as stage:  # so that a file from before stays unless the new one is right
-        written = write_exported(network, form, wanted, stage, ranges, named.normalisation)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=scratch_dir()) as folder:
+        written = write_exported(network, form, wanted, Path(folder), ranges, named.normalisation)
         checked = check_file(written, network, images, wanted)
+        publish(sorted(written.parent.iterdir()), out)  # in place of files from before only if these are right
     path = out / written.name
     if int8 and checked.top1_agreement < LOW_AGREEMENT:
         say(f"in int8, the best class is another one on {1 - checked.top1_agreement:.1%} of {checked.images} images")

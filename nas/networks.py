@@ -94,7 +94,12 @@ class Named:
         return replace(self, arch=network.arch, network=network)
 
     def seeing(self, data: Data) -> "Named":
-        """The same network for images as `data` normalises them."""
+        """The same network for images as `data` normalises them.
+
+        Raises:
+            InputError: they have other channels.
+        """
+        check_channels(self.arch.channels, data)
         if self.normalisation is None or self.network is None:
             return self
         network = seeing(self.network, *self.normalisation, data.mean, data.std)

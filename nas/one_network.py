@@ -11,23 +11,28 @@ from search_spaces.errors import InputError
 
 __all__ = ["PREFIX", "OneNetwork"]
 
+FEWEST = 3  # networks that a table is calibrated on
 PREFIX = "network-"  # of the names, before the network's id
 
 
 class OneNetwork:
-    """A network by itself, such as one of the zoo, and as a table is calibrated on several, with a block more or less. No `Space`: these have no codes."""
+    """A network by itself, such as one of the zoo, and as a table is calibrated on several, with some blocks more or less. No `Space`: these have no codes."""
 
     def __init__(self, arch: Arch) -> None:
         """Take the network.
 
         Raises:
-            InputError: it drops patches, which would have to be timed with every number of them.
+            InputError: it drops patches, which would have to be timed with every number of them, or there are fewer than three such networks.
         """
         if arch.locations:
             raise InputError(
                 f"network {arch.id} drops patches and is in no space, whose rows are those of any number of them; give --table FILE"
             )
         self.arch, self.name, self.classes = arch, PREFIX + arch.id, arch.classes
+        if len(self._networks) < FEWEST:
+            raise InputError(
+                f"network {arch.id} is in no space, and has too few blocks that can be repeated for a table of its own; give --table FILE"
+            )
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

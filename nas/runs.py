@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +91,7 @@ class Run:
         with (self.path / CONFIG).open("rb") as file:
             lock(file, self.path)
             for left in self.path.glob(f"{TEMPORARY}*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                left.unlink()
             yield
 
     @property

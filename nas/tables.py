@@ -5,6 +5,7 @@ from pathlib import Path
 
 from latency_tables import SHIPPED
 from nas.files import cache_dir
+from nas.kept_rows import could_price
 from nas.latency import LatencyTable
 from nas.measure import measure_table
 from nas.one_network import OneNetwork
@@ -12,7 +13,7 @@ from nas.progress import say
 from nas.table_file import stem_of
 from nas.target import Target
 from nas.timing import ROUNDS, Timing, time_networks
-from search_spaces import SPACES, Space
+from search_spaces import SPACES
 from search_spaces.arch import Arch
 from search_spaces.cascade import Cascade
 from search_spaces.errors import InputError
@@ -40,14 +41,7 @@ def space_of(arch: Arch) -> Measurable:
     if isinstance(arch, Cascade):
         return Exits(arch)
     spaces = [build(classes=arch.classes) for build in SPACES.values()]
-    return next((space for space in spaces if _prices(space, arch)), None) or OneNetwork(arch)
-
-
-def _prices(space: Space, arch: Arch) -> bool:
-    """Whether a table of the space would have a price for the network."""
-    rows = set(space.rows)
-    kept = {(row.op, row.dims) for row in rows if ("kept", 1) in row.dims}
-    return all(row in rows or (row.op, row.dims) in kept for row in arch.rows)
+    return next((space for space in spaces if could_price(space, arch.rows)), None) or OneNetwork(arch)
 
 
 def table_path(given: Path) -> Path:

@@ -1,6 +1,7 @@
 """A cascade as ONNX files, one of each exit: what a stage passes on is among its outputs, and the next one's inputs."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from nas.cascade.costs import until_ms
 from nas.export import Checked, write_onnx
-from nas.files import staged
+from nas.files import publish
 from nas.latency import LatencyTable
 from nas.peak_memory import peak_mb, weights_mb
 from nas.runs import CONFIG, digest
 from nas.runtimes.onnxruntime import Chain, note_of
+from nas.scratch import scratch_dir
 from nas.target import Target
 from nas.timing import ROUNDS, settled, time_opened
 from search_spaces.blocks.reuse import Passed
@@ -149,10 +151,10 @@ def export_cascade(
     """
     arch = network.arch
     _check_free(out, len(network.parts))
-    with staged(out) as stage:  # so that files from before stay unless the new ones are right
-        written = export_exits(network, target.batch, stage)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=scratch_dir()) as folder:
+        written = export_exits(network, target.batch, Path(folder))
         checked = check_exits(network, written, images, target)
-    paths = [out / path.name for path in written]
+        paths = publish(written, out)  # in place of files from before only if these are right
     times = _until_ms(arch, paths, target, prices, seed)
     predicted = [None] * len(paths) if prices is None else until_ms(arch, prices).tolist()
     exits = [

@@ -19,8 +19,10 @@ from nas.processes import accelerator as start_accelerator
 from nas.processes import processes
 from nas.progress import progress
 from nas.train.scales import batch_at, scaled_batches
+from search_spaces.arch import Network
 from search_spaces.errors import InputError
 from search_spaces.resize import resized
+from search_spaces.states import Map
 
 __all__ = ["Objective", "Recipe", "check_batch", "check_norms", "check_shared", "fit"]
 
@@ -123,13 +125,16 @@ def check_batch(recipe: Recipe, data: Data) -> None:
 
 
 def check_norms(model: nn.Module, recipe: Recipe, data: Data) -> None:
-    """Refuse steps of one image for networks that normalise features over the images of a step.
+    """Refuse steps of one image for networks that normalise features, or maps of one place, over the images of a step.
 
     Raises:
         InputError: a process would have such a step.
     """
-    images = recipe.least_images(data) // processes()
-    if images == 1 and any(isinstance(part, nn.BatchNorm1d) for part in model.modules()):
+    if recipe.least_images(data) // processes() > 1:
+        return
+    maps = [state for state in model.arch.states if isinstance(state, Map)] if isinstance(model, Network) else []
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d) if any(state.positions == 1 for state in maps) else nn.BatchNorm1d
+    if any(isinstance(part, kinds) for part in model.modules()):
         raise InputError(
             "the network normalises over the images of a step, which then must be 2 or more; raise --batch-size"
         )

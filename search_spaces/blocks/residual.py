@@ -21,6 +21,7 @@ __all__ = [
     "residual_params",
 ]
 
+MOST = 1e9  # hidden channels of a branch
 FORMS = ("layer_scale", "coefficients", "plain")
 
 
@@ -28,11 +29,11 @@ def hidden_width(channels: int, ratio: float) -> int:
     """Hidden channels of a feed-forward branch: `ratio * channels`, a fraction of a channel left out as SReT does.
 
     Raises:
-        ValueError: that is less than one, or not finite.
+        ValueError: that is less than one, or beyond all reason.
     """
-    hidden = channels * ratio + 1e-6  # 0.7 * 10 is a hair below 7
-    if not 1 <= hidden < math.inf:
-        raise ValueError(f"FFN ratio times width must be at least 1 and finite, got {ratio} x {channels}")
+    hidden = channels * min(ratio, MOST) + 1e-6  # 0.7 * 10 is a hair below 7
+    if not 1 <= hidden < MOST:
+        raise ValueError(f"FFN ratio times width must be from 1 to {MOST:.0e}, got {min(ratio, MOST):g} x {channels}")
     return int(hidden)
 
 

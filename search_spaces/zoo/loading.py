@@ -269,7 +269,9 @@ def _reorder(network: Network, permutation: Order, name: str) -> None:
     """
     drawn = [i for i, spec in enumerate(network.arch.blocks) if isinstance(spec, MB3D) and "permuted" in spec.orders]
     if not drawn:
-        raise InputError(f"{name} permutes no tokens; permutation is of the networks sret_*")
+        raise InputError(
+            f"{name} permutes no tokens; permutation is of the networks sret_*, and of those whose later loops have groups"
+        )
     state = network.state_dict()
     for place in [place for place in state if place.endswith(".order") and int(place.split(".")[1]) in drawn]:
         count = len(state[place])

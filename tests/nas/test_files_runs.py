@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nas.files import TEMPORARY, atomic_path, atomic_write, read_json, staged, write_json
+from nas.files import TEMPORARY, atomic_path, atomic_write, publish, read_json, write_json
 from nas.networks import network_named
 from nas.runs import Run, digest, load_weights, read_arch, save_weights
 from search_spaces import InputError
@@ -154,18 +154,19 @@ def test_a_config_of_another_program_is_no_run(content: str, tmp_path: Path) -> 
             use()
 
 
-def test_staged_files_come_together_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with staged(out) as stage:
-        (stage / "a").write_text("1")
-        (stage / "b").write_text("1")
-    with pytest.raises(InputError, match="wrong"), staged(out) as stage:
-        (stage / "a").write_text("2")
-        raise InputError("wrong")
-    assert {path.name: path.read_text() for path in out.iterdir()} == {"a": "1", "b": "1"}
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write"), staged(tmp_path / "file"):
-        pytest.fail("nothing can be staged in a file")
+def test_files_that_belong_together_are_never_mixed(tmp_path: Path) -> None:
+    """Where copying fails after the first of them, the last, which says what the others are, is not there."""
+    out, files = tmp_path / "out", [tmp_path / "a.bin", tmp_path / "a.xml"]
+    for content in ("1", "2"):
+        for file in files:
+            file.write_text(content)
+        assert publish(files, out) == [out / "a.bin", out / "a.xml"]
+        assert {path.name: path.read_text() for path in out.iterdir()} == {"a.bin": content, "a.xml": content}
+    files[0].write_text("3")
+    files[1].unlink()
+    with pytest.raises(InputError, match=r"cannot write .*a\.xml"):
+        publish(files, out)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"a.bin": "3"}
 
 
 def test_a_digest_tells_weights_apart() -> None:

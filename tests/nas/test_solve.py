@@ -39,6 +39,12 @@ def test_additive_times_are_predicted_exactly_on_networks_that_were_not_timed() 
     assert min(times) >= 0
 
 
+def test_a_line_that_falls_is_no_calibration() -> None:
+    """As noise may give where the networks hardly differ: more work never takes less time."""
+    system, truth, ms = measured(1.0, 0.0)
+    assert calibrate(system, truth, 3 * ms.max() - ms).scale > 0
+
+
 def test_rows_that_always_come_together_are_told_apart_by_their_work() -> None:
     truth, probes = additive(), SPACE.probes()
     system = RowSystem.of(probes, {})

@@ -93,6 +93,11 @@ def test_what_a_tables_space_does_not_have_is_measured_by_target() -> None:
         table.predict(zoo.arch("sret_t"))
 
 
+def test_networks_that_are_too_short_for_a_table_have_none() -> None:
+    with pytest.raises(InputError, match="too few blocks that can be repeated for a table of its own"):
+        space_of(Arch(32, 3, (Stem(8), Head(2))))
+
+
 def test_networks_that_drop_patches_outside_every_space_have_none() -> None:
     patches = (
         Patch(24, 8),

@@ -25,6 +25,8 @@ from nas.train.loop import Recipe, fit
 from nas.train.retrain import Teacher, fresh_network, load_network, retrain, supervised
 from nas.train.supernet import LARGEST, load_supernet, new_supernet, sandwich, space_named, train_supernet
 from search_spaces import SPACES, Arch, InputError
+from search_spaces.blocks import Embed, Head, Stem
+from search_spaces.states import Map
 from tests.nas.toy import toy, toy_mobile_former, toy_space
 from tests.search_spaces.test_token_prune import hybrid, vit
 
@@ -397,6 +399,10 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     single = replace(RECIPE, batch_size=1)
     with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
         fit(nn.Sequential(nn.BatchNorm1d(4)), supervised(single, None), toy(8), single, tmp_path / "c.pt", "x")
+    single_place = Arch(32, 3, (Stem(4, convs=3), Embed(4), Embed(4), Head(4)))
+    assert single_place.states[3] == Map(4, 1, 1)
+    with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
+        fit(single_place.build(), supervised(single, None), toy(), single, tmp_path / "c.pt", "x")
     with pytest.raises(InputError, match="must be 2 or more; raise --batch-size"):
         train_supernet(toy_mobile_former(), toy(), single, tmp_path / "s")
     with pytest.raises(InputError, match="no space called 'other'"):

@@ -30,8 +30,11 @@ def test_states_follow_the_blocks() -> None:
         ((Stem(8), MB3D(2, 4, 8), Embed(12, "depthwise"), Head(2)), "multiple of them, got 12"),
         ((Stem(8), MB4D()), "must give class scores"),
         ((Stem(8), Head(2), Head(2)), "block 2 .head."),
-        ((Stem(8), MB4D(ratio=0.1), Head(2)), "at least 1"),
-        ((Stem(8), MapAttention(ratio=0.1), Head(2)), "at least 1"),
+        ((Stem(8), MB4D(ratio=0.1), Head(2)), "must be from 1 to"),
+        ((Stem(8), MapAttention(ratio=0.1), Head(2)), "must be from 1 to"),
+        ((Stem(8), MB3D(ratio=1e308), Head(2)), "must be from 1 to"),
+        ((Stem(8), MB3D(ratio=10**400), Head(2)), "must be from 1 to"),
+        ((Stem(8), MB3D(ratio=float("nan")), Head(2)), "must be from 1 to"),
         ((Stem(8), MB3D(), MapAttention(), Head(2)), "block 2 .map_attention.: attention on a map takes a map"),
         (
             (Stem(8), MB3D(), AttentionEmbed(8), Head(2)),
