@@ -108,7 +108,7 @@ def row_probes(arch: Arch) -> tuple[Arch, ...]:
 
 def longer_and_shorter(arch: Arch) -> tuple[Arch, ...]:
     """The network with one of its blocks up to three times more, without one, and with each once, as far as that leaves it no rows but its own; each network once."""
-    own, found = {*arch.rows}, [_skeleton(arch)]
+    own, found = {*arch.rows}, list[Arch | None]([_skeleton(arch)])
     for position in range(len(arch.blocks)):
         found += [*(_repeated(arch, position, copies) for copies in (1, 2, 3)), _without(arch, position)]
     others = dict.fromkeys(other for other in found if other is not None and {*other.rows} <= own)
