@@ -38,7 +38,9 @@ SCRIPT = """
 def started(*words: object) -> subprocess.CompletedProcess[str]:
     """A command that has run in a process of its own."""
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600
+    )  # seconds, of a slow machine
 
 
 def here(*words: object) -> subprocess.CompletedProcess[str]:
