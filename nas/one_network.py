@@ -4,6 +4,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nas.plan import FEWEST
 from nas.profile_probes import longer_and_shorter, row_probes
 from search_spaces.arch import Arch
 from search_spaces.blocks import Row
@@ -11,7 +12,6 @@ from search_spaces.errors import InputError
 
 __all__ = ["PREFIX", "OneNetwork"]
 
-FEWEST = 3  # networks that a table is calibrated on
 PREFIX = "network-"  # of the names, before the network's id
 
 
@@ -48,7 +48,7 @@ class OneNetwork:
         return self._networks[int(rng.integers(len(self._networks)))]
 
     def spread(self, rng: np.random.Generator) -> Arch:
-        """The same: they cost much the same."""
+        """The same: there are few, of every cost."""
         return self.sample(rng)
 
     @cached_property
