@@ -1,7 +1,8 @@
 """Every published network's milliseconds on several targets: predicted from parts, measured whole, beside what its paper says of its accuracy.
 
-    python benchmarks/zoo_latency.py --out results/zoo_latency.json --markdown
+    python benchmarks/zoo_latency.py --out results/zoo_latency.json
     python benchmarks/zoo_latency.py --targets cpu-ort-fp32-b1-t1 --rounds 6 --minutes 15
+    python benchmarks/zoo_latency.py --tables results/zoo_latency*.json
 
 For each target, rows are solved from short networks: each different block of a network at the end of what leads to it, repeated where it can be
 (`nas.profile_probes.row_probes`); no whole network is among them. As for a latency table, the whole networks are timed apart from those, in a process of their own before
@@ -250,35 +251,62 @@ def named(one: Mapping[str, Any]) -> str:
     return f"`{one['name']}`" + ("" if one["exit"] is None else f", exit {one['exit']}")
 
 
-def markdown(targets: Mapping[str, Mapping[str, Any]]) -> str:
-    """The tables of docs/zoo.md; what is on a target's front is bold."""
+def tables(targets: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables of docs/zoo.md: every network on every target, how good the predictions are, how the runs spread; what is on a target's front is bold."""
     first = next(iter(targets.values()))["networks"]
-    heads = "".join(f" `{name}`: ms | predicted |" for name in targets)
-    lines = [f"| network | params (M) | GMACs | top-1 |{heads}", "|---|---|---|---|" + "---|---|" * len(targets)]
-    for number, one in enumerate(first):
-        cells = [named(one), f"{one['params'] / 1e6:.2f}", f"{one['macs'] / 1e9:.3f}", str(one["paper_top1"] or "-")]
-        for found in targets.values():
-            own = found["networks"][number]
-            ms = f"{own['measured']['ms']:.1f}"
-            error = own["predicted_ms"] / own["measured"]["ms"] - 1
-            cells += [f"**{ms}**" if own["front"] else ms, f"{own['predicted_ms']:.1f} ({error:+.0%})"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| target | within 5% | within 10% | mean error | bias | Kendall τ | within the band | noise floor |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for name, found in targets.items():
-        shares = [f"{found[key]:.0%}" for key in ("within_5pct", "within_10pct")]
-        errors = [f"{found['mape']:.1%}", f"{found['bias']:.1%}", f"{found['kendall_tau']:.3f}"]
-        rest = [f"{found['within_band']:.0%}", f"{found['noise_floor']:.1%}"]
-        lines.append(f"| {' | '.join([f'`{name}`', *shares, *errors, *rest])} |")
-    heads = "".join(f" `{name}`: median (p10 to p90) of | |" for name in targets)
-    lines += ["", f"| network |{heads}", "|---|" + "---|---|" * len(targets)]
-    for number, one in enumerate(first):
-        cells = [named(one)]
-        for found in targets.values():
-            own = found["networks"][number]["measured"]
-            cells += [f"{own['median']:.1f} ({own['p10']:.1f} to {own['p90']:.1f})", str(own["n"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    each = [(named(one), [found["networks"][number] for found in targets.values()]) for number, one in enumerate(first)]
+
+    def milliseconds(own: Mapping[str, Any]) -> str:
+        ms = f"{own['measured']['ms']:.1f}"
+        return f"{f'**{ms}**' if own['front'] else ms}, {own['predicted_ms']:.1f}"
+
+    def spread(own: Mapping[str, Any]) -> str:
+        runs = own["measured"]
+        return f"{runs['median']:.1f} ({runs['p10']:.1f} to {runs['p90']:.1f}), {runs['n']}"
+
+    def quality(name: str, found: Mapping[str, Any]) -> list[str]:
+        whole = [f"{found[key]:.0%}" for key in ("within_5pct", "within_10pct", "within_band", "disturbed")]
+        fine = [f"{found[key]:.1%}" for key in ("mape", "bias", "noise_floor", "probes_noise_floor")]
+        return [f"`{name}`", *whole, *fine, f"{found['kendall_tau']:.3f}"]
+
+    heads = [f"`{name}`" for name in targets]
+    told = [
+        [f"{own[0]['params'] / 1e6:.2f}", f"{own[0]['macs'] / 1e9:.3f}", str(own[0]["paper_top1"] or "-")]
+        for _, own in each
+    ]
+    of_each = [[name, *facts, *map(milliseconds, own)] for (name, own), facts in zip(each, told, strict=True)]
+    measures = ["within 5%", "within 10%", "within the band", "disturbed visits"]
+    measures += ["mean error", "bias", "noise floor", "that of the probes", "Kendall τ"]
+    found = (
+        table(["network", "params (M)", "GMACs", "top-1", *heads], of_each),
+        table(["target", *measures], [quality(name, found) for name, found in targets.items()]),
+        table(["network", *heads], [[name, *map(spread, own)] for name, own in each]),
+    )
+    return "\n\n".join(found)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def printed(paths: Iterable[Path]) -> str:
+    """The tables of what files hold, written by `--out`.
+
+    Raises:
+        InputError: a file is missing or none of this benchmark's, holds other networks than the first, or a target that another holds.
+    """
+    targets: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        held = read_json(path)
+        if not isinstance(held, dict) or "targets" not in held:
+            raise InputError(f"{path} holds no figures of this benchmark; name files that its --out wrote")
+        for name, found in held["targets"].items():
+            others = next(iter(targets.values()), found)["asked"]["names"]
+            if found["asked"]["names"] != others or name in targets:
+                raise InputError(f"{path}: {name} is there twice, or of other networks than the files before it")
+            targets[name] = found
+    return tables(targets)
 
 
 def check(given: argparse.Namespace) -> list[Target]:
@@ -304,26 +332,33 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=list(zoo.names()), help="networks of the zoo")
     parser.add_argument("--rounds", type=int, default=6, help="visits that each network gets at least")
     parser.add_argument(
-        "--minutes", type=float, default=15.0, help="for each target; two rounds are made however long they take"
+        "--minutes",
+        type=float,
+        default=15.0,
+        help="for each target, preparing networks counts; two rounds are made however long they take",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
     parser.add_argument("--work", type=Path, default=Path("results/zoo_latency"), help="folder of what is done")
     parser.add_argument("--out", type=Path, default=Path("results/zoo_latency.json"))
-    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/zoo.md")
+    parser.add_argument(
+        "--tables", type=Path, nargs="+", help="print what these files hold, as docs/zoo.md does; measure nothing"
+    )
     given = parser.parse_args()
     targets: dict[str, dict[str, Any]] = {}
     try:
+        if given.tables:
+            print(printed(given.tables))
+            return
         for target in check(given):
             targets[target.name] = found = measured(target, given)
             say(f"{target.name}: mean error {found['mape']:.1%}, noise floor {found['noise_floor']:.1%}")
             asked = (
                 f"--targets {' '.join(targets)} --rounds {given.rounds} --minutes {given.minutes:g} --seed {given.seed}"
             )
-            write_json(given.out, {"command": f"python benchmarks/zoo_latency.py {asked}", "targets": targets})
+            command = f"python benchmarks/zoo_latency.py {asked} --out results/{given.out.name}"
+            write_json(given.out, {"command": command, "targets": targets})
     except InputError as error:
         parser.error(str(error))
-    if given.markdown:
-        print(markdown(targets))
 
 
 if __name__ == "__main__":

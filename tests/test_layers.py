@@ -1,6 +1,7 @@
 """Imports only go from `nas` to `compress` to `search_spaces`, wherever in a file they stand."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,9 @@ def test_search_spaces_needs_little() -> None:
 
 def test_a_forbidden_import_would_be_seen() -> None:
     assert imported("def f():\n    from nas.data import load\n    import torch.nn") == {"nas", "torch"}
+
+
+def test_every_package_is_installed() -> None:
+    held = {path.parent.relative_to(ROOT) for name in ALLOWED for path in (ROOT / name).rglob("__init__.py")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert {".".join(path.parts) for path in held} == {*project["tool"]["setuptools"]["packages"]}

@@ -24,6 +24,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy of a trained run or of an exported file."""
-    from nas.launch import evaluate_network
+    from nas.launch.evaluate import evaluate_network
 
     show(evaluate_network(network, data, split, limit, weights=weights, budget_ms=budget_ms), json)

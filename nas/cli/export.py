@@ -37,7 +37,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a network for its target runtime, check its outputs there, and time it."""
-    from nas.launch import export_network
+    from nas.launch.export import export_network
 
     found = export_network(
         network,

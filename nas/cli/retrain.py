@@ -85,7 +85,7 @@ def retrain(
     json: Json = False,
 ) -> None:
     """Train one network, from the supernet's weights if it comes from a search, with distillation if there is a teacher."""
-    from nas.launch import retrain_network
+    from nas.launch.retrain import retrain_network
     from nas.train.loop import Recipe
 
     recipe = Recipe(

@@ -26,7 +26,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the most accurate networks of a supernet that hold latency budgets, and measure that they do."""
-    from nas.launch import search_supernet
+    from nas.launch.search import search_supernet
     from nas.search.engine import Plan
 
     each = [budgets(text) for text in budget_ms]

@@ -23,7 +23,7 @@ from nas.data import DATASETS
 from nas.describe import describe
 from nas.errors import BudgetError
 from nas.export import write_onnx
-from nas.launch import export_network
+from nas.launch.export import export_network
 from nas.networks import network_named
 from nas.runs import Run, digest, read_arch, save_weights
 from nas.target import Target

@@ -13,7 +13,7 @@ from nas.cascade.costs import check_shares, until_macs, until_ms
 from nas.cost import macs
 from nas.data import DATASETS
 from nas.latency import LatencyTable, MissingLatency
-from nas.launch import export_network
+from nas.launch.export import export_network
 from nas.measure import measure_table
 from nas.networks import network_named
 from nas.runs import Run

@@ -30,7 +30,8 @@ from nas.formats import (
     range_images,
     write_exported,
 )
-from nas.launch import evaluate_network, export_network
+from nas.launch.evaluate import evaluate_network
+from nas.launch.export import export_network
 from nas.networks import Named, renormalised
 from nas.runs import save_weights
 from nas.runtimes import RUNTIMES
@@ -206,8 +207,8 @@ def test_what_is_exported_says_how_it_was_trained(tmp_path: Path) -> None:
     """As models of timm's and Hugging Face's are."""
     wanted = ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
     with (
-        patch("nas.launch.network_named", return_value=Named(ARCH, network(), wanted)),
-        patch("nas.launch.time_networks", return_value=[SimpleNamespace(ms=1.0)]),
+        patch("nas.launch.export.network_named", return_value=Named(ARCH, network(), wanted)),
+        patch("nas.launch.export.time_networks", return_value=[SimpleNamespace(ms=1.0)]),
     ):
         found = export_network("timm:some", "onnx", None, None, tmp_path, 0)
     assert normalisation_of(Path(found["path"])) == wanted
@@ -243,9 +244,9 @@ def test_the_command_writes_checks_and_times(weights: Path, tmp_path: Path) -> N
 
 def test_a_program_is_exported_and_evaluated(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nas.launch.time_networks", lambda files, target, **how: [SimpleNamespace(ms=1.0)]
+        "nas.launch.export.time_networks", lambda files, target, **how: [SimpleNamespace(ms=1.0)]
     )  # as the command above does
-    monkeypatch.setattr("nas.launch.peak_mb", lambda files, target: [1.0])
+    monkeypatch.setattr("nas.launch.export.peak_mb", lambda files, target: [1.0])
     found = export_network(str(weights), "pt2", None, None, tmp_path, 0)
     assert found["path"] == str(tmp_path / f"{ARCH.id}.pt2") and found["measured_ms"] == 1
     assert min(open_exported(Path(found["path"])).time(3)) > 0

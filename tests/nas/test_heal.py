@@ -12,7 +12,7 @@ import torch
 from compress import feature_distance
 from compress.slicing import size_of
 from nas.evaluate import accuracy
-from nas.launch import retrain_network
+from nas.launch.retrain import retrain_network
 from nas.networks import network_named
 from nas.pruning import Healing, prune_network
 from nas.pruning.heal import healer, usual_rate

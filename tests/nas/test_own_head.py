@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from nas.data import Split
 from nas.evaluate import accuracy
-from nas.launch import evaluate_network
+from nas.launch.evaluate import evaluate_network
 from nas.pruning import prune_network
 from nas.pruning.outcome import near_chance
 from nas.pruning.own_head import _best, _features, _layers, check_labelled, drawn, with_own_head

@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from compress import seeing
 from nas.cost import params
-from nas.launch import evaluate_network, retrain_network
+from nas.launch.evaluate import evaluate_network
+from nas.launch.retrain import retrain_network
 from nas.networks import network_named
 from nas.pretrained import hf_model
 from nas.pruning import prune_network

@@ -11,7 +11,7 @@ import torch
 from latency_tables import SHIPPED
 from nas.cost import macs
 from nas.errors import BudgetError
-from nas.launch import evaluate_network
+from nas.launch.evaluate import evaluate_network
 from nas.networks import network_named
 from nas.pruning import prune_network
 from nas.runs import save_weights

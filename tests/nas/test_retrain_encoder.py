@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nas.launch import evaluate_network, retrain_network
+from nas.launch.evaluate import evaluate_network
+from nas.launch.retrain import retrain_network
 from nas.networks import network_named
 from nas.pruning import prune_network
 from nas.runs import Run, digest, load_weights, save_weights

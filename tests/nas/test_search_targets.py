@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nas.errors import BudgetError
-from nas.launch import search_supernet
+from nas.launch.search import search_supernet
 from nas.runs import Run
 from nas.search.engine import Plan, Search, run_search
 from nas.search.feasible import cheapest

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from nas.data import DATASETS
 from nas.evaluate import accuracy
-from nas.launch import retrain_network
+from nas.launch.retrain import retrain_network
 from nas.runs import Run, save_weights
 from nas.train.loop import Recipe
 from nas.train.retrain import Teacher, fresh_network

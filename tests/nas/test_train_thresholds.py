@@ -247,7 +247,7 @@ def test_the_command_says_what_is_kept_and_what_it_costs(tmp_path: Path) -> None
 
 
 def test_the_command_takes_the_price_of_a_table(tmp_path: Path) -> None:
-    with patch("nas.launch.find_table", lambda table, target, space: Clock() if target == "here" else None):
+    with patch("nas.launch.retrain.find_table", lambda table, target, space: Clock() if target == "here" else None):
         with pytest.raises(InputError, match="another machine"):
             nas(tmp_path, ARCH, "--thresholds", "--target", "here")
         found = nas(tmp_path, ARCH, "--thresholds", "--target", "here", "--foreign-table")
@@ -258,7 +258,7 @@ def test_the_command_holds_the_cost_that_it_is_given(tmp_path: Path) -> None:
     wanted = 0.8 * macs(ARCH)
     found = nas(tmp_path, ARCH, "--thresholds", "--target-cost", str(wanted))
     assert found["target_cost"] == wanted and found["held_cost"] <= wanted < macs(ARCH)
-    with patch("nas.launch.find_table", lambda table, target, space: Clock()):
+    with patch("nas.launch.retrain.find_table", lambda table, target, space: Clock()):
         (tmp_path / "ms").mkdir()
         flags = ("--thresholds", "--target", "here", "--foreign-table", "--target-cost", "40")
         assert nas(tmp_path / "ms", ARCH, *flags)["held_cost"] <= 40
