@@ -63,8 +63,10 @@ def test_help_of_each_command(command: str) -> None:
         "docs/cascade.md",
         "docs/export.md",
         "docs/imagenet.md",
+        "docs/latency.md",
         "docs/prune.md",
         "docs/pruning.md",
+        "docs/spaces.md",
         "docs/zoo.md",
     ],
 )
@@ -72,7 +74,7 @@ def test_commands_in_the_documents_have_their_flags(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()
     lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
     commands = [line.partition("   #")[0].split() for line in lines if line.startswith("nas ") and "--help" not in line]
-    assert len(commands) >= 5
+    assert len(commands) >= 3
     for _, name, *words in commands:
         command = typer.main.get_command(app).commands[name]
         command = command.commands[words[0]] if name == "cascade" else command
