@@ -2,7 +2,7 @@
 
     python benchmarks/zoo_latency.py --out results/zoo_latency.json
     python benchmarks/zoo_latency.py --targets cpu-ort-fp32-b1-t1 --rounds 6 --minutes 15
-    python benchmarks/zoo_latency.py --tables results/zoo_latency*.json
+    python benchmarks/zoo_latency.py --tables results/zoo_latency.json results/zoo_latency_int8.json
 
 For each target, rows are solved from short networks: each different block of a network at the end of what leads to it, repeated where it can be
 (`nas.profile_probes.row_probes`); no whole network is among them. As for a latency table, the whole networks are timed apart from those, in a process of their own before
@@ -298,15 +298,26 @@ def printed(paths: Iterable[Path]) -> str:
     """
     targets: dict[str, Mapping[str, Any]] = {}
     for path in paths:
-        held = read_json(path)
-        if not isinstance(held, dict) or "targets" not in held:
-            raise InputError(f"{path} holds no figures of this benchmark; name files that its --out wrote")
-        for name, found in held["targets"].items():
-            others = next(iter(targets.values()), found)["asked"]["names"]
-            if found["asked"]["names"] != others or name in targets:
-                raise InputError(f"{path}: {name} is there twice, or of other networks than the files before it")
+        for name, found in figures_in(path).items():
+            if name in targets:
+                raise InputError(f"{path} holds {name}, which a file before it holds too; leave one of them out")
+            if found["asked"]["names"] != next(iter(targets.values()), found)["asked"]["names"]:
+                raise InputError(f"{path} is of other networks than the files before it; print them apart")
             targets[name] = found
     return tables(targets)
+
+
+def figures_in(path: Path) -> dict[str, Mapping[str, Any]]:
+    """What a file of `--out` holds, by target.
+
+    Raises:
+        InputError: the file is missing, or not such a one.
+    """
+    held = read_json(path)
+    found = held.get("targets") if isinstance(held, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(own, dict) and "asked" in own for own in found.values()):
+        raise InputError(f"{path} holds no figures of this benchmark; name files that its --out wrote")
+    return found
 
 
 def check(given: argparse.Namespace) -> list[Target]:
@@ -326,6 +337,13 @@ def check(given: argparse.Namespace) -> list[Target]:
     return targets
 
 
+def command(targets: Iterable[str], given: argparse.Namespace) -> str:
+    """What measures these targets so."""
+    asked = f"--targets {' '.join(targets)} --rounds {given.rounds} --minutes {given.minutes:g} --seed {given.seed}"
+    names = "" if tuple(given.names) == tuple(zoo.names()) else f" --names {' '.join(given.names)}"
+    return f"python benchmarks/zoo_latency.py {asked}{names} --out {given.out}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="one after the other")
@@ -335,7 +353,7 @@ def main() -> None:
         "--minutes",
         type=float,
         default=15.0,
-        help="for each target, preparing networks counts; two rounds are made however long they take",
+        help="for each target, preparing networks included; two rounds are made however long they take",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the order of timing")
     parser.add_argument("--work", type=Path, default=Path("results/zoo_latency"), help="folder of what is done")
@@ -352,11 +370,7 @@ def main() -> None:
         for target in check(given):
             targets[target.name] = found = measured(target, given)
             say(f"{target.name}: mean error {found['mape']:.1%}, noise floor {found['noise_floor']:.1%}")
-            asked = (
-                f"--targets {' '.join(targets)} --rounds {given.rounds} --minutes {given.minutes:g} --seed {given.seed}"
-            )
-            command = f"python benchmarks/zoo_latency.py {asked} --out results/{given.out.name}"
-            write_json(given.out, {"command": command, "targets": targets})
+            write_json(given.out, {"command": command(targets, given), "targets": targets})
     except InputError as error:
         parser.error(str(error))
 

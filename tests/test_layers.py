@@ -49,6 +49,6 @@ def test_a_forbidden_import_would_be_seen() -> None:
 
 
 def test_every_package_is_installed() -> None:
-    held = {path.parent.relative_to(ROOT) for name in ALLOWED for path in (ROOT / name).rglob("__init__.py")}
+    held = {path.parent.relative_to(ROOT) for name in ALLOWED for path in (ROOT / name).rglob("*.py")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert {".".join(path.parts) for path in held} == {*project["tool"]["setuptools"]["packages"]}
