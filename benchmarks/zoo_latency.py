@@ -315,7 +315,7 @@ def figures_in(path: Path) -> dict[str, Mapping[str, Any]]:
     """
     held = read_json(path)
     found = held.get("targets") if isinstance(held, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(own, dict) and "asked" in own for own in found.values()):
+    if not isinstance(found, dict) or not found or any("asked" not in own for own in found.values()):
         raise InputError(f"{path} holds no figures of this benchmark; name files that its --out wrote")
     return found
 

@@ -58,7 +58,6 @@ def test_it_is_as_good_as_was_told(name: str) -> None:
 def test_the_distribution_takes_them_along() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     taken = setup["package-data"]["nas.shipped"]
-    assert "nas.shipped" in setup["packages"]
     assert all(any(path.match(pattern) for pattern in taken) for path in SHIPPED.iterdir() if path.stem in NAMES)
 
 
